@@ -38,6 +38,7 @@ __all__ = [
     "Keychain",
     "Password",
     "Revealing",
+    "chain_above",
     "check_keychain",
     "dump_keychain",
     "dump_trust_anchors",
@@ -245,6 +246,17 @@ def make_keychain(key: PrivateKeyTypes, certificates: Sequence[x509.Certificate]
         msg = "no certificate came with the key"
         raise KeychainError(msg)
     return _assemble(key, certificates[0], list(certificates[1:]))
+
+
+def chain_above(
+    certificate: x509.Certificate, others: Sequence[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """Return those of ``others`` that lead from a certificate to a self-signed authority, the root last.
+
+    Raises:
+        KeychainError: They do not.
+    """
+    return _chain(certificate, list(others))
 
 
 def dump_keychain(keychain: Keychain, password: Password = None, *, issued: datetime | None = None) -> bytes:

@@ -62,6 +62,10 @@ class Signer(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what the signer holds."""
+        ...
+
 
 def signature_algorithm(key: CertificatePublicKeyTypes) -> str:
     """Return the algorithm, one of `SIGNATURES`, that the private half of a key signs with.
@@ -116,6 +120,9 @@ class KeySigner:
         except (ValueError, UnsupportedAlgorithm) as exc:
             msg = f"the authority's key does not sign: {exc}"
             raise SigningError(msg) from exc
+
+    def close(self) -> None:
+        """Do nothing: the key is in memory."""
 
     def __repr__(self) -> str:
         return f"<KeySigner {self.algorithm}>"

@@ -1,20 +1,22 @@
 """When the clock changes certificates: a queue of instants, each with the serial number that it is about.
 
-An instant is a change of state, the time from which on a renewal is due, a change of clocks in the zone of a schedule, or
-the end of a request that nobody has decided on. Each certificate is in the queue with its next one. Instants that a later
-change has made wrong stay in the queue, and nothing happens at them.
+An instant is a change of state, the time from which on a renewal is due, or a change of clocks in the zone of a schedule.
+Each certificate that somebody watches is in the queue with its next one. Instants that a later change has made wrong stay
+in the queue, and nothing happens at them. What is told here is recorded by `appliance.cms.sweep`, which also ends requests
+that nobody has decided on.
 """
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from enum import IntEnum
 from typing import Final
 
 from appliance.certs.status import CertState
+from appliance.cms.memory import Watched
 from appliance.cms.model import boundary_of, hint_at, state_now, timetable_of
 from appliance.cms.transaction import CertRecord
 
@@ -35,6 +37,8 @@ class _Why(IntEnum):
 
 
 _Instant = tuple[float, _Why]
+_SPARE: Final = 1000
+"""Instants in the queue that may be of certificates that nobody watches any more, beside as many as are watched."""
 
 
 class Clockwork:
@@ -42,64 +46,49 @@ class Clockwork:
 
     Args:
         clock: The present time, aware.
-        live: The certificates that can still change, by serial number.
-        pending_s: Seconds for which a request waits for approval.
+        watched: The certificates that somebody watches.
         crossed: Called with a record and its new state; it calls `follow` with the changed record.
         hinted: Called with a record about which something else is to be published.
-        lapsed: Called with the record of a request that nobody has decided on in time.
     """
 
     def __init__(
         self,
         clock: Callable[[], datetime],
-        live: Mapping[int, CertRecord],
+        watched: Watched,
         *,
-        pending_s: int,
         crossed: Callable[[CertRecord, CertState], None],
         hinted: Callable[[CertRecord], None],
-        lapsed: Callable[[CertRecord], None],
     ) -> None:
-        self.pending_s = pending_s
         self._clock = clock
-        self._live = live
+        self._watched = watched
         self._crossed = crossed
         self._hinted = hinted
-        self._lapsed = lapsed
         self._queue: list[tuple[float, int, _Why]] = []
-
-    def start(self, records: Iterable[CertRecord]) -> None:
-        """Begin with these records, and forget all others."""
-        now = self._clock()
-        self._queue = [
-            (instant[0], record.serial, instant[1])
-            for record in records
-            if (instant := self._next(record, now)) is not None
-        ]
-        heapq.heapify(self._queue)
+        self._queued: set[tuple[float, int, _Why]] = set()
 
     def follow(self, record: CertRecord) -> None:
-        """Look at a new or changed record when the clock changes it."""
+        """Look at a record, which is watched from now on or has changed, when the clock changes it."""
         instant = self._next(record, self._clock())
         if instant is not None:
-            heapq.heappush(self._queue, (instant[0], record.serial, instant[1]))
+            self._push(instant, record.serial)
+
+    def _push(self, instant: _Instant, serial: int) -> None:
+        entry = instant[0], serial, instant[1]
+        if entry in self._queued:
+            return  # it was watched before
+        self._queued.add(entry)
+        heapq.heappush(self._queue, entry)
+        if len(self._queue) > _SPARE + 2 * len(self._watched):
+            # Anyone may begin to watch any number, and end it again.
+            self._queue = [found for found in self._queue if self._watched.get(found[1]) is not None]
+            self._queued = set(self._queue)
+            heapq.heapify(self._queue)
 
     def step_back(self) -> None:
         """Look again at all whose instants are no longer ahead of them, after the clock was set back."""
-        for record in self._live.values():
+        for record in self._watched.values():
             if record.schedule or record.renew_by:
                 self.follow(record)
-
-    def look_again(self, serial: int, at: float) -> None:
-        """Look at a record at the POSIX time ``at`` too."""
-        heapq.heappush(self._queue, (at, serial, _Why.STATE))
-
-    def wait_for_approval(self, pending_s: int) -> None:
-        """Change how many seconds requests wait for approval."""
-        if pending_s != self.pending_s:
-            self.pending_s = pending_s
-            for record in self._live.values():
-                if record.state is CertState.PENDING_APPROVAL:
-                    self.look_again(record.serial, record.state_date + pending_s)
 
     def next_crossing(self) -> float | None:
         """Return the POSIX time of the next change that the clock will make."""
@@ -113,8 +102,6 @@ class Clockwork:
         if boundary is None:
             return None
         found: _Instant = (boundary, _Why.STATE)
-        if record.state is CertState.PENDING_APPROVAL:
-            return min(found, (record.state_date + self.pending_s, _Why.STATE))
         hint = hint_at(record)
         if hint is not None and hint > now.timestamp():
             found = min(found, (hint, _Why.HINT))
@@ -132,13 +119,11 @@ class Clockwork:
         now = self._clock()
         seconds = now.timestamp()
         done = 0
-        queue = self._queue
         end = time.perf_counter() + budget_s
-        while queue and queue[0][0] <= seconds and (not done or time.perf_counter() < end):
-            entry = when, serial, why = heapq.heappop(queue)
-            while queue and queue[0] == entry:  # a wrong instant before it has found it too
-                heapq.heappop(queue)
-            record = self._live.get(serial)
+        while self._queue and self._queue[0][0] <= seconds and (not done or time.perf_counter() < end):
+            entry = when, serial, why = heapq.heappop(self._queue)
+            self._queued.discard(entry)
+            record = self._watched.get(serial)
             if record is None:
                 continue
             state = state_now(record, now)
@@ -150,11 +135,6 @@ class Clockwork:
                 done += 1
                 self._hinted(record)
             instant = self._next(record, now)
-            if instant is None:
-                continue
-            if instant[0] > seconds or record.state is not CertState.PENDING_APPROVAL:
-                heapq.heappush(queue, (instant[0], serial, instant[1]))
-            else:
-                done += 1
-                self._lapsed(record)
+            if instant is not None:
+                self._push(instant, serial)
         return done

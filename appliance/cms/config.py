@@ -18,6 +18,7 @@ from appliance.authn.jwt.config import ENVIRONMENT, JWTConfig, from_environment
 from appliance.certs.profiles import KEY_ALGORITHMS
 from appliance.cms.issuing import Rules, UsageRules
 from appliance.cms.options import JWT_FLAGS, NO_EFFECT, OPTIONS, Option, without_effect
+from appliance.cms.signing import check_key_settings
 from appliance.config.duration import Duration
 from appliance.config.keychain_path import refuse_password
 from appliance.config.loader import Document, Settings, default, load_document
@@ -59,6 +60,14 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Keychain of the certificate authority. Empty: ``cert_auth.p12`` in the configuration directory."""
     cert_auth_tls_keychain_pwd_file: FilePath = default(FilePath())
     """File with its password."""
+    ca_key: Annotated[str, Meta(max_length=1024)] = ""
+    """The authority's key in a token (HSM, smart card), as a PKCS#11 URI (RFC 7512), such as
+    `pkcs11:token=site;object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so`. Empty: it is in `cert_auth_tls_keychain`."""
+    ca_key_pin: Secret = default(Secret())
+    """The token's PIN; `pin-source=file:/PATH` in `ca_key` is the same."""
+    ca_certificate: FilePath = default(FilePath())
+    """The authority's certificate in PEM form and those above it, for `ca_key`. If there is no such file, a self-signed
+    certificate is made."""
     cert_auth_name: Annotated[str, Meta(min_length=1, max_length=64)] = "EPICS Root Certificate Authority"
     """Name (CN) of a certificate authority that is made here."""
     cert_auth_organization: _Text = "certs.epics.org"
@@ -145,19 +154,22 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
     """Seconds between looks at the service's own health."""
     ccr_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
-    """Requests per minute from one address; 0: no limit."""
+    """Requests per minute from one address; 0: no limit. On a database server it is counted for all nodes together."""
     ccr_burst: Annotated[int, Meta(ge=1, le=100_000)] = 60
     """Requests from one address that may come at once."""
     ccr_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     """Requests that are worked on at the same time."""
     ccr_rate: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
-    """Requests per second from all addresses together; 0: no limit."""
+    """Requests per second from all addresses together; 0: no limit. On a database server it is counted for all nodes together."""
     ccr_rate_burst: Annotated[int, Meta(ge=1, le=100_000)] = 50
     """Requests from all addresses together that may come at once, if ``ccr_rate`` limits them."""
     audit_retention_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
     """Days for which records of the audit are kept; 0: for ever."""
     integrity_check_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 86_400
-    """Seconds between checks of the whole database; 0: none."""
+    """Seconds between checks of the whole database and of what is new in the audit; 0: none."""
+    audit_verify_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 604_800
+    """Seconds between checks of the audit from its beginning; 0: only once. Between them `integrity_check_interval_s` checks
+    what is new."""
     preload: tuple[FilePath, ...] = ()
     """Files of certificates of this authority that the service is to know, if its database does not."""
     proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
@@ -180,8 +192,37 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             Networks(self.proxy_from)
         except ValueError as error:
             raise ValueError(f"proxy_from: {error}") from None
+        self._check_key()
         for fault in faults_of_level(self.log_level):
             raise ValueError(f"log_level: {fault}")
+
+    def _check_key(self) -> None:
+        if not self.ca_key:
+            for key in ("ca_key_pin", "ca_certificate"):
+                value = getattr(self, key)
+                if value.source if isinstance(value, Secret) else value:
+                    raise ValueError(
+                        f"{key}: no effect without ca_key, which names the authority's key in a token"
+                    )
+            return
+        try:
+            check_key_settings(self.ca_key, self.ca_key_pin)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        if not self.ca_certificate:
+            raise ValueError(
+                "ca_key: a token has the key alone; name the file of the authority's certificate in ca_certificate"
+            )
+        for key in ("cert_auth_tls_keychain", "cert_auth_tls_keychain_pwd_file"):
+            if getattr(self, key):
+                raise ValueError(
+                    f"{key}: the authority's key is in a token (ca_key); leave one of the two away"
+                )
+
+    @property
+    def authority_file(self) -> str:
+        """The file without which there is no authority: its keychain, or the certificate of a key in a token."""
+        return self.ca_certificate or self.cert_auth_tls_keychain
 
     def at_home(self) -> frozenset[str]:
         """Return organizations whose users the access security file names without organization, besides the service's own."""
@@ -377,6 +418,8 @@ def _paths(values: dict[str, Any], server: ServerConfig) -> dict[str, Any]:
         "admin_tls_keychain": server.config_file("admin.p12"),
         "db": server.data_file("certs.db"),
     }
+    if values["ca_key"]:
+        del defaults["cert_auth_tls_keychain"]
     return {key: FilePath(path) for key, path in defaults.items() if not values[key]}
 
 
@@ -388,7 +431,10 @@ def _database(text: str, config: str | None) -> str:
 
 
 def _checked(settings: CMSSettings, values: dict[str, Any]) -> CMSSettings:
-    replaced = msgspec.structs.replace(settings, **values)
+    try:
+        replaced = msgspec.structs.replace(settings, **values)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
     plain = {key: getattr(replaced, key) for key in values if key != "jwt"}
     for key, value in plain.items():
         # Tuples come from flags that may be repeated; each part was read like a file's.

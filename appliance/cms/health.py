@@ -59,12 +59,14 @@ class Health:
         self._publisher = publisher
         self._counters = counters
         self._started = time.monotonic()
-        self._count = 0
+        self._states: Counter[CertState] = Counter()
         self._ok = True
         self.files: dict[str, str] = {}
         """Files that the next start needs, with a description of each."""
         self.others: list[Callable[[], str]] = []
         """Further checks. Each returns what is wrong, or nothing."""
+        self.numbers: dict[str, Callable[[], int]] = {}
+        """Further fields of CERT:METRICS, with what tells their values."""
         self.backup = ""
         """Why the last backup failed."""
         self.damage = ""
@@ -123,12 +125,12 @@ class Health:
                 "db_ok": db_ok,
                 "ca_valid": ca_valid,
                 "uptime_secs": uptime,
-                "cert_count": self._count,
+                "cert_count": self._states.total(),
                 "last_check": f"{now:%Y-%m-%dT%H:%M:%SZ}",
                 **self._members(),
             }
         )
-        states = Counter(record.state for record in self._lifecycle.live.values())
+        states = self._states
         counters = self._counters
         self.metrics.post(
             {
@@ -148,16 +150,16 @@ class Health:
                 "renewals": self._lifecycle.renewed,
                 "certs_pending_renewal": states[CertState.PENDING_RENEWAL],
                 "certs_scheduled_offline": states[CertState.SCHEDULED_OFFLINE],
+                **{name: number() for name, number in self.numbers.items()},
             }
         )
 
     def summary(self) -> str:
         """Return one line for the service manager."""
-        live = self._lifecycle.live.values()
-        pending = sum(1 for record in live if record.state is CertState.PENDING_APPROVAL)
+        states = self._states
         return (
-            f"issuer {self._issuing.names.issuer_id}, {self._count} certificates, {pending} wait for approval"
-            + ("" if self._ok else "; NOT OK")
+            f"issuer {self._issuing.names.issuer_id}, {states.total()} certificates, "
+            f"{states[CertState.PENDING_APPROVAL]} wait for approval" + ("" if self._ok else "; NOT OK")
         )
 
     async def _probed(self) -> str:
@@ -171,7 +173,8 @@ class Health:
             if not done:
                 probe.cancel()
                 return self._lost() or "the database does not answer"
-        self._count = sum((await probe).values())
+        by_state = await probe
+        self._states = Counter({CertState(state): number for state, number in by_state.items()})
         return ""
 
     def _lost(self) -> str:

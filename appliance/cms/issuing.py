@@ -25,7 +25,14 @@ from appliance.authn.jwt.naming import ReservedNames
 from appliance.authn.proof import UsedProofs, check_proof
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.crossed import sent_above
-from appliance.certs.profiles import CertificateAuthority, build_certificate, check_public_key, subject_name
+from appliance.certs.profiles import (
+    CertificateAuthority,
+    build_certificate,
+    check_public_key,
+    finish_certificate,
+    prepare_certificate,
+    subject_name,
+)
 from appliance.certs.public_keys import key_identity
 from appliance.certs.san import San, canonical, in_certificate
 from appliance.certs.schedule import Schedule
@@ -33,11 +40,12 @@ from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, quiet
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate, shown_time
 from appliance.cms.policy import Names
+from appliance.cms.signing import signed
 from appliance.cms.soundness import Soundness
 from appliance.cms.transaction import CertRecord
 from appliance.config.duration import Duration
 from appliance.config.zones import time_zone
-from appliance.errors import CertificateError, ConfigurationError, RequestRefused, TokenRefused
+from appliance.errors import CertificateError, ConfigurationError, RequestRefused, SigningError, TokenRefused
 from appliance.pva.credentials import Credentials
 
 __all__ = ["Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
@@ -164,8 +172,14 @@ class Issuing:
         Raises:
             RequestRefused: The request is not permitted; the text is for the requester.
             CertificateError: The request asks for an impossible certificate.
+            SigningError: The authority's key did not sign. The certificate is revoked again.
             StoreError: The database could not be used.
         """
+        if self.issuer.signer.trouble:
+            # Not in the audit: every requester asks again until the key is back.
+            raise RequestRefused(
+                "the authority's key cannot be reached, so nothing is issued at present; ask again later"
+            )
         actor = Actor(peer.method, peer.account, peer.peer)
         try:
             key, key_id, skid = _public_key(ccr.pub_key)
@@ -347,7 +361,8 @@ class Issuing:
         if record.serial != serial:
             return Issued(record, None, "", cert_id(self.names.issuer_id, record.serial), status_pv)
         try:
-            certificate = build_certificate(
+            signer = self.issuer.signer
+            body = prepare_certificate(
                 self.issuer,
                 subject=subject,
                 public_key=key,
@@ -360,7 +375,8 @@ class Issuing:
                 san=in_certificate(san),
                 raw_pv_names=self.rules.raw_pv_names,
             )
-        except CertificateError as error:
+            certificate = finish_certificate(body, signer.algorithm, await signed(signer, body))
+        except (CertificateError, SigningError) as error:
             await self.lifecycle.withdraw(record, f"it could not be signed: {error}")
             raise
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii") + self._chain_pem

@@ -2,8 +2,8 @@
 
 Source: SPVA specification 8 and 9.3. The permitted transitions are `appliance.certs.status.TRANSITIONS`.
 
-All certificates whose state can still change are in memory; the others are read from the database when somebody asks.
-Changes are committed before anybody is told, except those that the clock makes: these are valid without a record.
+Certificates that somebody watches are in memory; the others are read from the database when somebody asks. Changes are
+committed before anybody is told, except those that the clock makes: these are valid without a record.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
+
+import sqlalchemy as sa
 
 from appliance.authn.jwt.replay import USED_BEFORE
 from appliance.authn.ratelimit import peer_key
@@ -33,10 +35,13 @@ from appliance.cms.inherit import (
     proves_the_name,
 )
 from appliance.cms.journal import Journal, JournalError
+from appliance.cms.memory import Memory
 from appliance.cms.model import (
     SERVICE,
     Actor,
     NewCertificate,
+    as_told,
+    boundary_of,
     posix,
     renewed_at,
     schedule_of,
@@ -44,10 +49,11 @@ from appliance.cms.model import (
     state_now,
     utc,
 )
+from appliance.cms.reading import Readers
 from appliance.cms.renewal import Fresh, Renewed, judge
+from appliance.cms.revocations import Revocations
 from appliance.cms.rows import (
     approval_begins,
-    check_row,
     columns_beside,
     duplicate,
     facts_of,
@@ -58,27 +64,24 @@ from appliance.cms.rows import (
     shown_schedule,
     state_when_renewed,
 )
+from appliance.cms.schema import certs
 from appliance.cms.store import Store
+from appliance.cms.sweep import Sweep
 from appliance.cms.transaction import (
     IN_DOUBT,
     CertRecord,
     Transaction,
     doubt_undelivered,
-    live_records,
     mark_delivered,
     mark_doubted,
 )
 from appliance.cms.waiting import WaitingRequests
-from appliance.errors import ApplianceError, RequestRefused
+from appliance.errors import RequestRefused
 
 __all__ = ["Lifecycle"]
 
 _log: Final = logging.getLogger(__name__)
-_FINISHED: Final = 20_000
-"""Number of finished certificates that are kept in memory."""
 _SOON_S: Final = 0.2
-_AT_ONCE: Final = 500
-"""Number of changes by the clock that are recorded in one transaction."""
 _AGAIN_S: Final = 10.0
 """Seconds after which what could not be recorded is tried again."""
 
@@ -97,31 +100,32 @@ class Lifecycle:
         store: Store,
         journal: Journal,
         clock: Callable[[], datetime],
+        readers: Readers,
         *,
         pending_s: int = 14 * 86400,
     ) -> None:
         self.store = store
         self.journal = journal
         self.clock = clock
-        self.live: dict[int, CertRecord] = {}
-        self.clockwork = Clockwork(
-            clock,
-            self.live,
-            pending_s=pending_s,
-            crossed=self._crossed,
-            hinted=self._tell,
-            lapsed=self._lapsed,
+        self.readers = readers
+        self.memory = Memory(
+            readers, lambda: store.issuer, learned=self._learned, told=self._changed_elsewhere
         )
+        self.clockwork = Clockwork(clock, self.memory.watched, crossed=self._crossed, hinted=self._tell)
+        self.sweep = Sweep(store, readers, told=self._told, done=self._swept, pending_s=pending_s)
+        store.next_at = self._next_at
         self.waiting = WaitingRequests()
         self.deliveries = Deliveries()
+        self.revocations = Revocations(store, journal)
         self.created = 0
         self.revoked = 0
         self.renewed = 0
         self.listeners: list[Listener] = []
+        self.vanished: list[Callable[[int], None]] = []
+        """Called with the serial number of a certificate that was known and is in the database no more."""
         self._delivered: list[int] = []
-        self._finished: OrderedDict[int, CertRecord] = OrderedDict()
         self._recording: set[asyncio.Task[None]] = set()
-        self._noting = False
+        self._sweeping = False
         self._pending: dict[int, CertRecord] = {}
         """Changes by the clock that wait to be recorded: serial to the record as the database has it."""
 
@@ -129,59 +133,24 @@ class Lifecycle:
 
     def load(self) -> None:
         """Read the database before the service starts, and apply revocations that only the journal knows."""
-        store, journal = self.store, self.journal
         now = posix(self.clock())
 
-        def job(transaction: Transaction) -> tuple[list[CertRecord], list[tuple[int, int, bool]]]:
+        def job(transaction: Transaction) -> None:
             doubt_undelivered(transaction)
-            restored = 0
-            for serial, at in journal.known.items():
-                record = transaction.get(serial)
-                if record is None or record.state in (CertState.REVOKED, CertState.EXPIRED):
-                    continue
-                bar_key = serial in journal.barred
-                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=bar_key)
-                transaction.audit(
-                    now,
-                    "revoke",
-                    serial,
-                    {**SERVICE.facts(), "why": "revoked before the database was restored"},
-                )
-                restored += 1
-            if restored:
-                _log.warning(
-                    "%d certificates were revoked again: the database was restored from a backup", restored
-                )
-            return live_records(transaction), revoked_in(transaction)
+            self._lapse_in_time(transaction)
+            self.revocations.combine(transaction, now)
 
-        records, revoked = store.run(job)
-        try:
-            journal.add(
-                [(serial, at) for serial, at, _ in revoked],
-                barred=[serial for serial, _, barred in revoked if barred],
-            )
-        except JournalError as error:
-            _log.error("%s", error)
-        for record in records:
-            check_row(record)
-            self.live[record.serial] = record
-        self.clockwork.start(records)
+        self.store.run(job)
 
     async def adopt(self) -> None:
-        """Load what a command beside this service has recorded.
-
-        Raises:
-            StoreError: The database could not be used; nothing has changed.
-        """
-        for record in await self.store.submit(live_records):
-            if self.peek(record.serial) is None:
-                self._remember(record)
+        """Read again what is watched, because a command beside this service may have changed it."""
+        self.memory.change_all()
 
     # -- questions -----------------------------------------------------------------------------------
 
     def peek(self, serial: int) -> CertRecord | None:
         """Return what is known without asking the database."""
-        return self.live.get(serial) or self._finished.get(serial)
+        return self.memory.peek(serial)
 
     async def find(self, serial: int) -> CertRecord | None:
         """Return a certificate; None if it is not known.
@@ -189,15 +158,7 @@ class Lifecycle:
         Raises:
             StoreError: The database could not be read.
         """
-        found = self.peek(serial)
-        if found is None:
-            found = await self.store.submit(lambda transaction: transaction.get(serial))
-            known = self.peek(serial)
-            if known is not None:
-                return known
-            if found is not None:
-                self._remember(found)
-        return found
+        return await self.memory.find(serial)
 
     def state(self, record: CertRecord) -> CertState:
         """Return the present state of a record."""
@@ -208,15 +169,14 @@ class Lifecycle:
 
         What the clock has changed may have been told and not recorded yet. It stays told, wherever the clock goes.
         """
-        known = self.peek(recorded.serial)
-        if (
-            known is not None
-            and may_change(recorded.state, known.state)
-            and (known.renew_by, known.renewed_at) == (recorded.renew_by, recorded.renewed_at)
-            and known.schedule == recorded.schedule
-        ):
-            return state_now(known, now)
-        return state_now(recorded, now)
+        return state_now(as_told(recorded, self.peek(recorded.serial)), now)
+
+    def _next_at(self, record: CertRecord) -> int | None:
+        """Return when the clock changes a record's state, or ends it if it waits for approval."""
+        when = boundary_of(record, self.clock())
+        if when is not None and record.state is CertState.PENDING_APPROVAL:
+            when = min(when, record.state_date + self.sweep.pending_s)
+        return None if when is None else math.ceil(when)
 
     # -- changes -------------------------------------------------------------------------------------
 
@@ -242,12 +202,14 @@ class Lifecycle:
         key = request.key
         address = peer_key(actor.peer)
         others: list[CertRecord] = []
+        seq = 0
 
         def refuse(transaction: Transaction, why: str) -> RequestRefused:
             transaction.audit(at, "refuse", None, {**actor.facts(), **named(request), "why": why})
             return RequestRefused(why)
 
         def job(transaction: Transaction) -> CertRecord:
+            nonlocal seq
             others.clear()
             why = key_problem(request, transaction.of_key(request.key_id, request.skid))
             if why:
@@ -266,7 +228,9 @@ class Lifecycle:
             except RequestRefused as refusal:
                 raise refuse(transaction, str(refusal)) from None
             if isinstance(decision, Renewed):
-                return self._renew(transaction, request, decision.record, decision.renew_by, actor, now)
+                renewed = self._renew(transaction, request, decision.record, decision.renew_by, actor, now)
+                seq = transaction.audit_head[0]
+                return renewed
             schedule, by_admin = schedule_that_holds(request, known, now)
             why = schedule_fault(schedule, no_status=request.no_status, by_admin=by_admin)
             if why:
@@ -305,6 +269,7 @@ class Lifecycle:
                 "approved before" if inherited else "approval needed" if needed else "no approval needed"
             )
             transaction.audit(at, "create", request.serial, facts)
+            seq = transaction.audit_head[0]
             return record
 
         try:
@@ -315,12 +280,12 @@ class Lifecycle:
         for other in others:
             if other.state is CertState.REVOKED:
                 self._journal(other)
-            self._announce(other)
+            self._announce(other, seq)
         if record.serial != request.serial:
             self.renewed += 1
         else:
             self.created += 1
-        self._announce(record)
+        self._announce(record, seq)
         return record
 
     def _renew(
@@ -476,8 +441,10 @@ class Lifecycle:
         now = self.clock()
         at = posix(now)
         text = schedule.to_text()
+        seq = 0
 
         def job(transaction: Transaction) -> CertRecord:
+            nonlocal seq
             recorded = transaction.get(serial)
             if recorded is None:
                 raise RequestRefused("the certificate is not known here")
@@ -500,10 +467,11 @@ class Lifecycle:
             changed = transaction.reschedule(recorded, text, state=new, at=at)
             facts |= {"old": shown_schedule(schedule_of(recorded)), "from": state.value, "state": new.value}
             transaction.audit(at, "schedule", serial, facts)
+            seq = transaction.audit_head[0]
             return changed
 
         record = await self.store.submit(job)
-        self._announce(record)
+        self._announce(record, seq)
         return record
 
     async def _change(
@@ -520,8 +488,10 @@ class Lifecycle:
     ) -> CertRecord:
         now = self.clock()
         at = posix(now)
+        seq = 0
 
         def job(transaction: Transaction) -> CertRecord:
+            nonlocal seq
             recorded = transaction.get(serial)
             facts: dict[str, Any] = {**actor.facts(), **({"why": why} if why else {})}
             if recorded is None:
@@ -548,13 +518,14 @@ class Lifecycle:
             if begins and first.renew_by:
                 facts["renew_by"] = shown_time(utc(first.renew_by))
             transaction.audit(at, action, serial, {**facts, "from": state.value, "state": new.value})
+            seq = transaction.audit_head[0]
             return changed
 
         record = await self.store.submit(job)
         if record.state is CertState.REVOKED:
             self._journal(record, bar_key=bar_key)
             self.revoked += 1
-        self._announce(record)
+        self._announce(record, seq)
         return record
 
     async def note(self, action: str, serial: int | None, actor: Actor, facts: Mapping[str, str]) -> None:
@@ -579,25 +550,24 @@ class Lifecycle:
             with contextlib.suppress(JournalError):
                 self.journal.add(())
 
-    def _announce(self, record: CertRecord) -> None:
-        if record.state in (CertState.REVOKED, CertState.EXPIRED):
-            self.live.pop(record.serial, None)
-        self._remember(record)
+    def _announce(self, record: CertRecord, seq: int = 0) -> None:
+        """Take what was just committed, with the audit up to ``seq``, or what the clock has changed, and tell it."""
+        self.memory.put(record, seq)
         self._tell(record)
 
     def _tell(self, record: CertRecord) -> None:
         for listener in self.listeners:
             listener(record)
 
-    def _remember(self, record: CertRecord) -> None:
-        if record.state not in (CertState.REVOKED, CertState.EXPIRED):
-            self.live[record.serial] = record
-            self.clockwork.follow(record)
+    def _learned(self, record: CertRecord) -> None:
+        self.clockwork.follow(record)
+
+    def _changed_elsewhere(self, serial: int, record: CertRecord | None) -> None:
+        if record is not None:
+            self._tell(record)
             return
-        self._finished[record.serial] = record
-        self._finished.move_to_end(record.serial)
-        if len(self._finished) > _FINISHED:
-            self._finished.popitem(last=False)
+        for call in self.vanished:
+            call(serial)
 
     # -- the clock -----------------------------------------------------------------------------------
 
@@ -608,9 +578,10 @@ class Lifecycle:
             Their number; 0 if nothing is left to do now.
         """
         due = self.clockwork.tick()
-        if self._pending and not self._noting:
-            self._noting = True
-            self._start(self._record())
+        now = self.clock()
+        if not self._sweeping and (self._pending or self.sweep.is_due(now)):
+            self._sweeping = True
+            self._start(self._sweep(now))
         return due
 
     def step_back(self) -> None:
@@ -621,69 +592,43 @@ class Lifecycle:
         self._pending.setdefault(record.serial, record)
         self._announce(record._replace(state=state, state_date=posix(self.clock())))
 
-    def _lapsed(self, record: CertRecord) -> None:
-        self._start(self._lapse(record))
+    def wait_for_approval(self, pending_s: int) -> None:
+        """Change how many seconds requests wait for approval."""
+        if pending_s != self.sweep.pending_s:
+            self.sweep.pending_s = pending_s
+            self.store.submit(self._lapse_in_time).add_done_callback(_ignore)
+
+    def _lapse_in_time(self, transaction: Transaction) -> None:
+        """Have the sweep look at requests when they end by the present setting; until now it may have been another one."""
+        end = certs.c.state_date + self.sweep.pending_s
+        waits = (certs.c.state == CertState.PENDING_APPROVAL.value, certs.c.next_at > end)
+        transaction.connection.execute(sa.update(certs).where(*waits).values(next_at=end))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._recording.add(task)
         task.add_done_callback(self._recording.discard)
 
-    async def _lapse(self, record: CertRecord) -> None:
-        """End a request that nobody has decided on."""
-
-        def decide(_record: CertRecord, state: CertState) -> tuple[CertState, bool]:
-            if state is not CertState.PENDING_APPROVAL:
-                raise RequestRefused("it was decided in the meantime")
-            return CertState.REVOKED, False
-
-        waited = self.clockwork.pending_s
-        why = f"nobody has approved it in {waited // 86400} days" if waited >= 86400 else (
-            f"nobody has approved it in {waited} s"
-        )  # fmt: skip
+    async def _sweep(self, now: datetime) -> None:
+        pending = dict(self._pending)
         try:
-            await self._change(record.serial, decide, "lapse", SERVICE, why)
-        except RequestRefused:
-            return
-        except ApplianceError as error:
-            _log.error("%s", error)
-            self.clockwork.look_again(record.serial, self.clock().timestamp() + _AGAIN_S)
-
-    async def _record(self) -> None:
-        try:
-            await self._record_all()
+            if await self.sweep.run(now, pending):
+                for serial, record in pending.items():
+                    if self._pending.get(serial) is record:
+                        del self._pending[serial]
         finally:
-            self._noting = False
+            self._sweeping = False
 
-    async def _record_all(self) -> None:
-        while self._pending:
-            batch = dict(list(self._pending.items())[:_AT_ONCE])
-            now = self.clock()
-            at = posix(now)
-
-            def job(
-                transaction: Transaction,
-                serials: tuple[int, ...] = tuple(batch),
-                now: datetime = now,
-                at: int = at,
-            ) -> None:
-                for serial in serials:
-                    recorded = transaction.get(serial)
-                    if recorded is None:
-                        continue
-                    state = self._told(recorded, now)
-                    if state is not recorded.state:
-                        transaction.change(recorded, state, at=at, approved=recorded.approved)
-                        transaction.audit(at, "clock", serial, {"state": state.value})
-
-            try:
-                await self.store.submit(job)
-            except ApplianceError as error:
-                # The change is valid without the record. The next tick tries again, and the store logs what is wrong.
-                _log.debug("%s", error)
-                return
-            for serial in batch:
-                self._pending.pop(serial, None)
+    def _swept(self, changed: Sequence[CertRecord], seq: int) -> None:
+        """Take what the sweep has recorded, and tell what was not told."""
+        for record in changed:
+            known = self.peek(record.serial)
+            if record.state is CertState.REVOKED:
+                self._journal(record)
+                self.revoked += 1
+            self.memory.put(record, seq)
+            if known is None or known.state is not record.state:
+                self._tell(record)
 
     async def settle(self) -> None:
         """Wait until everything is recorded, also what is not urgent."""
@@ -692,15 +637,6 @@ class Lifecycle:
             await asyncio.wait(self._recording)
 
 
-def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
-    """Return serial number and date of each revoked certificate in the database, and whether its key is barred."""
-    import sqlalchemy as sa
-
-    from appliance.cms.schema import certs
-
-    query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
-        certs.c.issuer == transaction._issuer, certs.c.state == CertState.REVOKED.value
-    )
-    return [
-        (int(serial), int(at), bool(barred)) for serial, at, barred in transaction.connection.execute(query)
-    ]
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -11,17 +11,21 @@ from typing import Final, NamedTuple
 
 from appliance.certs.san import San
 from appliance.certs.schedule import Schedule, Timetable, Window
-from appliance.certs.status import CertState, effective_state, half_way, next_boundary
+from appliance.certs.status import CertState, effective_state, half_way, may_change, next_boundary
 from appliance.certs.x509 import shown_subject
-from appliance.cms.transaction import CertRecord
+from appliance.cms.transaction import CertRecord, StoreError
 from appliance.config.zones import time_zone
+from appliance.epoch import LAST_SECOND
 from appliance.errors import ConfigurationError
 
 __all__ = [
     "SERVICE",
     "Actor",
     "NewCertificate",
+    "as_told",
     "boundary_of",
+    "check_row",
+    "damaged",
     "hint_at",
     "is_renewal_due",
     "names_of",
@@ -241,6 +245,51 @@ def boundary_of(record: CertRecord, now: datetime) -> float | None:
         change=None if table is None else table.next_change(now),
     )
     return None if when is None else when.timestamp()
+
+
+def as_told(recorded: CertRecord, known: CertRecord | None) -> CertRecord:
+    """Return a row of the database with the state that the clock has given it and that was told, though it is not recorded yet.
+
+    What was told stays told, wherever the clock goes.
+
+    Args:
+        recorded: The row.
+        known: The same certificate as it was last told; None if it was not.
+    """
+    if (
+        known is not None
+        and may_change(recorded.state, known.state)
+        and (known.renew_by, known.renewed_at, known.schedule)
+        == (recorded.renew_by, recorded.renewed_at, recorded.schedule)
+        and known.state is not CertState.REVOKED
+    ):
+        return recorded._replace(state=known.state, state_date=known.state_date)
+    return recorded
+
+
+def damaged(serial: int, why: str) -> StoreError:
+    """Return the error for a row that says what no service writes."""
+    return StoreError(
+        f"the database's row of the certificate {serial} is damaged ({why}); restore a backup, or mend the row"
+    )
+
+
+def check_row(record: CertRecord) -> None:
+    """Check what the clock and the hours of a certificate are computed from.
+
+    Raises:
+        StoreError: The row says what no service writes.
+    """
+    times = (record.not_before, record.not_after, record.renew_by, record.renewed_at, record.state_date)
+    why = ""
+    try:
+        schedule_of(record)
+        if not all(0 <= seconds <= LAST_SECOND for seconds in times):
+            why = "a time that no certificate can have"
+    except (LookupError, TypeError, ValueError) as error:
+        why = str(error) or type(error).__name__
+    if why:
+        raise damaged(record.serial, why)
 
 
 def shown_time(when: datetime) -> str:

@@ -187,6 +187,7 @@ class CertificateGate(PeerGate):
         self._next = 0
         self._tasks: set[object] = set()
         lifecycle.listeners.append(self._changed)
+        lifecycle.vanished.append(self._vanished)
 
     def watch(
         self,
@@ -210,17 +211,19 @@ class CertificateGate(PeerGate):
         self._next += 1
         token = self._next
         self._watchers.setdefault(serial, {})[token] = verdict
+        memory = self._lifecycle.memory
+        memory.pin(serial)
 
         def unwatch() -> None:
-            watchers = self._watchers.get(serial)
-            if watchers is not None:
-                watchers.pop(token, None)
-                if not watchers:
-                    del self._watchers[serial]
+            watchers = self._watchers.get(serial, {})
+            if watchers.pop(token, None) is None:
+                return
+            memory.unpin(serial)
+            if not watchers:
+                del self._watchers[serial]
 
-        record = self._lifecycle.peek(serial)
-        if record is not None:
-            verdict(self._judge(record))
+        if memory.is_certain(serial):
+            verdict(self._judge(memory.peek(serial)))
         else:
             task = asyncio.get_running_loop().create_task(self._ask(serial, token))
             self._tasks.add(task)
@@ -252,6 +255,10 @@ class CertificateGate(PeerGate):
         if record.serial in self._watchers:
             # A moment later, so that a client that revokes its own certificate gets its answer before it is disconnected.
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._tell, record)
+
+    def _vanished(self, serial: int) -> None:
+        for verdict in list(self._watchers.get(serial, {}).values()):
+            verdict(self._judge(None))
 
     def _tell(self, record: CertRecord) -> None:
         status = self._judge(self._lifecycle.peek(record.serial) or record)

@@ -16,7 +16,6 @@ import heapq
 import itertools
 import logging
 import time
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -38,13 +37,15 @@ from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
-from appliance.server import Handler, Operation, Subscription, Update
+from appliance.server import Channel, Handler, Operation, Subscription, Update
 
 __all__ = ["Publisher", "StatusPV"]
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_AT: Final = 5 / 6
 """Part of its validity after which an answer is signed again."""
+_AGAIN_S: Final = 1.0
+"""Seconds after which a question that failed is asked again for those who subscribe."""
 _FETCHES: Final = 16
 """Questions to the database at a time. Each answer is signed, which takes a fraction of a millisecond."""
 _NO_NEWS: Final = sum(
@@ -54,6 +55,8 @@ _NO_NEWS: Final = sum(
 """Fields in which two answers with the same signature differ if they say the same."""
 _KEPT: Final = 20_000
 """Number of PVs without a channel that stay in memory."""
+
+_FINAL: Final = (CertState.REVOKED, CertState.EXPIRED)
 
 PutHandler = Callable[["StatusPV", Operation, Value, Callable[[], None]], None]
 
@@ -75,9 +78,10 @@ class StatusPV(Handler):
     """The status of one certificate."""
 
     __slots__ = (
-        "__weakref__",
         "answers",
+        "channels",
         "fetching",
+        "is_watched",
         "publisher",
         "serial",
         "signed",
@@ -96,7 +100,10 @@ class StatusPV(Handler):
         self.answers: dict[tuple[int, bool], PreparedAnswer] = {}
         self.subscriptions: dict[Subscription, None] = {}
         self.waiting: list[tuple[Operation, Callable[[ApplianceError | None], None]]] = []
+        self.channels: dict[Channel, None] = {}
         self.fetching = False
+        self.is_watched = False
+        """Whether the certificate is pinned in memory, because of an answer, or of somebody who wants one."""
 
     def when_ready(self, call: Callable[[ApplianceError | None], None], asks: Operation) -> None:
         """Call back when there is an answer, at once if there is one. ``asks`` is the operation that needs it."""
@@ -135,8 +142,18 @@ class StatusPV(Handler):
         self.store = self.signed = None
         for answer in self.answers.values():
             answer.tail = None
+        self.publisher.rest(self)
 
     # -- Handler -----------------------------------------------------------------------------------
+
+    def attached(self, channel: Channel) -> None:
+        """Count the channel."""
+        self.channels[channel] = None
+
+    def detached(self, channel: Channel) -> None:
+        """Forget the channel."""
+        self.channels.pop(channel, None)
+        self.publisher.let_go(self)
 
     def init(self, operation: Operation) -> None:
         """Accept GET and PUT."""
@@ -199,6 +216,7 @@ class StatusPV(Handler):
     def unsubscribe(self, subscription: Subscription) -> None:
         """Forget the subscriber."""
         self.subscriptions.pop(subscription, None)
+        self.publisher.rest(self)
 
     def introspect(self, operation: Operation, field: str) -> None:
         """Return the type."""
@@ -245,14 +263,16 @@ class Publisher:
         self._always_valid = always_valid
         self._template = status_template().store
         self._template[STATUS.offsets["pvacms_node_id"]] = node
-        self._pvs: weakref.WeakValueDictionary[int, StatusPV] = weakref.WeakValueDictionary()
+        self._pvs: dict[int, StatusPV] = {}
+        """Those that have a channel, and those that are kept."""
         self._kept: OrderedDict[int, StatusPV] = OrderedDict()
-        self._refreshes: list[tuple[float, int, weakref.ref[StatusPV]]] = []
+        self._refreshes: list[tuple[float, int, int]] = []
         self._count = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[str, deque[StatusPV]] = {}
         """What to ask the database, by the requester's address."""
         lifecycle.listeners.append(self._changed)
+        lifecycle.vanished.append(self._vanished)
 
     def pv(self, serial: int) -> StatusPV:
         """Return the PV of a certificate, also for a certificate that does not exist."""
@@ -262,8 +282,32 @@ class Publisher:
         self._kept[serial] = found
         self._kept.move_to_end(serial)
         if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+            self.let_go(self._kept.popitem(last=False)[1])
         return found
+
+    def let_go(self, pv: StatusPV) -> None:
+        """Forget a PV that has no channel, unless it is kept."""
+        if not pv.channels and pv.serial not in self._kept and self._pvs.get(pv.serial) is pv:
+            del self._pvs[pv.serial]
+            pv.drop()
+
+    def rest(self, pv: StatusPV) -> None:
+        """End to watch the certificate of a PV that has no answer, unless somebody wants one."""
+        if pv.is_watched and pv.store is None and not pv.waiting and not pv.subscriptions:
+            pv.is_watched = False
+            self.lifecycle.memory.unpin(pv.serial)
+
+    def _watch(self, pv: StatusPV) -> None:
+        if not pv.is_watched:
+            pv.is_watched = True
+            self.lifecycle.memory.pin(pv.serial)
+
+    def _knows(self, serial: int) -> bool:
+        """Whether memory has what a status is made of. Who has been revoked, or has expired, stays so."""
+        record = self.lifecycle.peek(serial)
+        if record is not None and self.lifecycle.state(record) in _FINAL:
+            return True
+        return serial in self._always_valid or self.lifecycle.memory.is_certain(serial)
 
     def provide(self, pv: StatusPV, asks: str) -> None:
         """Make a PV's answer, at once if its certificate is in memory, else after the database has answered.
@@ -271,10 +315,14 @@ class Publisher:
         The database gets a few questions at a time, and addresses take turns: anyone may ask for any number, and each answer
         is signed.
         """
-        record = self.lifecycle.peek(pv.serial)
-        if record is not None or pv.serial in self._always_valid:
-            self._publish(pv, record)
-        elif not pv.fetching:
+        self._watch(pv)
+        if self._knows(pv.serial):
+            self._publish(pv, self.lifecycle.peek(pv.serial))
+        else:
+            self._have_fetched(pv, asks)
+
+    def _have_fetched(self, pv: StatusPV, asks: str = "") -> None:
+        if not pv.fetching:
             pv.fetching = True
             self._asked.setdefault(asks, deque()).append(pv)
             self._fetch_some()
@@ -287,9 +335,12 @@ class Publisher:
             pv = line.popleft()
             if line:
                 asked[address] = line  # behind the others
-            if not pv.is_awaited():  # who asked is gone, and nothing is signed for nobody
+            if (
+                not pv.is_awaited() and not pv.subscriptions
+            ):  # who asked is gone, and nothing is signed for nobody
                 pv.fetching = False
                 pv.waiting.clear()
+                self.rest(pv)
                 continue
             task = asyncio.get_running_loop().create_task(self._fetch(pv))
             self._tasks.add(task)
@@ -303,13 +354,16 @@ class Publisher:
         failure: ApplianceError | None = None
         try:
             record = await self.lifecycle.find(pv.serial)
-            if pv.store is None:
+            if pv.is_watched:
                 self._publish(pv, record)
         except ApplianceError as error:
             failure = error
         finally:
             pv.fetching = False
         pv.answer_all(failure)
+        if failure is not None and pv.subscriptions:
+            self._refresh_at(pv, self.lifecycle.clock().timestamp() + _AGAIN_S)
+        self.rest(pv)
 
     async def stop(self) -> None:
         """Ask the database no more: the clients are gone."""
@@ -322,7 +376,20 @@ class Publisher:
         pv = self._pvs.get(record.serial)
         if pv is None or (pv.store is None and not pv.subscriptions):
             return
-        self._publish(pv, record)
+        if self._knows(record.serial):
+            self._publish(pv, record)
+
+    def _vanished(self, serial: int) -> None:
+        pv = self._pvs.get(serial)
+        if pv is not None and pv.store is not None:
+            self._publish(pv, None)
+
+    def _renew(self, pv: StatusPV) -> None:
+        """Sign again for those who subscribe, from what is known now."""
+        if self._knows(pv.serial):
+            self._publish(pv, self.lifecycle.peek(pv.serial))
+        else:
+            self._have_fetched(pv)
 
     def _publish(self, pv: StatusPV, record: CertRecord | None) -> None:
         now = self.lifecycle.clock()
@@ -330,9 +397,12 @@ class Publisher:
         store, signed = self.make(pv.serial, record, now, last)
         pv.set(store, signed)
         if signed is not last:
-            heapq.heappush(self._refreshes, (signed.refresh_at, next(self._count), weakref.ref(pv)))
+            self._refresh_at(pv, signed.refresh_at)
         if pv.waiting:
             pv.answer_all(None)
+
+    def _refresh_at(self, pv: StatusPV, when: float) -> None:
+        heapq.heappush(self._refreshes, (when, next(self._count), pv.serial))
 
     def make(
         self, serial: int, record: CertRecord | None, now: datetime, last: Signed | None = None
@@ -434,8 +504,8 @@ class Publisher:
         done = 0
         end = time.perf_counter() + budget_s
         while self._refreshes and self._refreshes[0][0] <= now:
-            _, _, reference = heapq.heappop(self._refreshes)
-            pv = reference()
+            _, _, serial = heapq.heappop(self._refreshes)
+            pv = self._pvs.get(serial)
             if pv is None or pv.store is None or pv.signed is None or pv.signed.refresh_at > now:
                 continue  # a later answer has its own entry
             done += 1
@@ -443,7 +513,7 @@ class Publisher:
                 pv.drop()
             else:
                 try:
-                    self._publish(pv, self.lifecycle.peek(pv.serial))
+                    self._renew(pv)
                 except ApplianceError as error:
                     _log.error("the status of %s cannot be signed: %s", pv.serial, error)
                     pv.drop()
@@ -457,7 +527,7 @@ class Publisher:
             if pv.store is None:
                 continue
             if pv.subscriptions:
-                self._publish(pv, self.lifecycle.peek(pv.serial))
+                self._renew(pv)
             else:
                 pv.drop()
 

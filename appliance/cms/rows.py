@@ -20,12 +20,10 @@ from appliance.cms.model import (
     timetable_of,
     utc,
 )
-from appliance.cms.transaction import CertRecord, StoreError
-from appliance.epoch import LAST_SECOND
+from appliance.cms.transaction import CertRecord
 
 __all__ = [
     "approval_begins",
-    "check_row",
     "columns_beside",
     "duplicate",
     "facts_of",
@@ -36,26 +34,6 @@ __all__ = [
     "shown_schedule",
     "state_when_renewed",
 ]
-
-
-def check_row(record: CertRecord) -> None:
-    """Check what the clock and the hours of a certificate are computed from, so that a damaged database is found at the start.
-
-    Raises:
-        StoreError: The row says what no service writes.
-    """
-    times = (record.not_before, record.not_after, record.renew_by, record.renewed_at, record.state_date)
-    why = ""
-    try:
-        schedule_of(record)
-        if not all(0 <= seconds <= LAST_SECOND for seconds in times):
-            why = "a time that no certificate can have"
-    except (LookupError, TypeError, ValueError) as error:
-        why = str(error) or type(error).__name__
-    if why:
-        raise StoreError(
-            f"the database's row of the certificate {record.serial} is damaged ({why}); restore a backup, or mend the row"
-        )
 
 
 def new_row(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
@@ -17,19 +17,20 @@ from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
-from appliance.cms.audit import prune_audit
-from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
+from appliance.cms.model import SERVICE, posix
 from appliance.cms.nodes import Nodes
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
+from appliance.cms.reading import Readers
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
@@ -49,7 +50,10 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
+from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
+from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
@@ -65,7 +69,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 _FIXED: Final = (
-    "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain",
+    "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate",
 )  # fmt: skip
 """Settings that only a start reads."""
 
@@ -100,7 +104,13 @@ class CertificateService:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.lifecycle = Lifecycle(store, journal, clock, pending_s=settings.pending_approval_ends.seconds)
+        self.readers = Readers(settings.db, fault=store._lost, login=store.database.login)
+        self.lifecycle = Lifecycle(
+            store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
+        )
+        self.limits = (
+            None if is_sqlite(settings.db) else SharedLimits(partial(store.database.connect, "limits"))
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -125,11 +135,35 @@ class CertificateService:
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
+        beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
+        self.upkeep = Upkeep(
+            settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
+        )
+        self.health.others.append(self.upkeep.audit.trouble)
+        self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
+        self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
         self.own_keychain: Keychain | None = None
         self._own_key: tuple[Keychain, frozenset[str]] | None = None
+
+        store.restored = self._make_good
+        store.on_restored = self.lifecycle.memory.change_all
+
+    def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
+        """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
+        now = self.clock()
+        self.lifecycle.revocations.combine(transaction, posix(now))
+        self.replay.make_good(transaction, now.timestamp())
+        facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
+        transaction.audit(posix(now), "restored", None, facts)
+        _log.warning(
+            "the database %s is older than before, or another history of it: revocations and used tokens were recorded again, and "
+            "tokens that were issued before now are refused",
+            self.store.database.name,
+            extra={"event": "database-restored"},
+        )
 
     @classmethod
     def open(
@@ -162,12 +196,13 @@ class CertificateService:
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
         nodes: Nodes | None = None
+        authority = None
         try:
-            if lock.beside and not os.path.lexists(settings.cert_auth_tls_keychain):
+            if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
-                    "the keychain does not exist, but a running service uses the database: name the certificate "
+                    "the file does not exist, but a running service uses the database: name the certificate "
                     "authority of that service",
-                    file=settings.cert_auth_tls_keychain,
+                    file=settings.authority_file,
                 )
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
@@ -180,6 +215,8 @@ class CertificateService:
                 nodes.enter()
                 nodes.start()
         except BaseException:
+            if authority is not None:
+                authority.issuer.signer.close()
             lock.close()
             raise
         service = cls(settings, effective.server, authority, lock, journal, tokens, clock, nodes)
@@ -222,6 +259,7 @@ class CertificateService:
                 "plain TCP, because some do not yet know whether they can trust TLS"
             )
         self.store.start()
+        self.readers.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
@@ -241,6 +279,8 @@ class CertificateService:
             self.tasks,
             limiter=_limiter(settings),
             in_flight=settings.ccr_in_flight,
+            rates=_rates(settings),
+            shared=self.limits,
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.authority.bundle
@@ -250,15 +290,20 @@ class CertificateService:
         source.add(
             SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
         )
-        source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
         server.add_source("cms", source)
+        self.health.others.append(lambda: self.authority.issuer.signer.trouble)
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
-            settings.cert_auth_tls_keychain: "the certificate authority's keychain",
+            settings.authority_file: (
+                "the certificate authority's certificate"
+                if settings.ca_key
+                else "the certificate authority's keychain"
+            ),
             self.server_config.tls_keychain: "the service's keychain",
             settings.acf: "the access security file",
         }
@@ -281,14 +326,18 @@ class CertificateService:
             await self.publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
+        if self.limits is not None:
+            await self.limits.close()
         await self._close_tokens(self.issuing.tokens)
         self.close()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and let go of the authority's key."""
+        self.authority.issuer.signer.close()
         if self.nodes is not None:
             self.nodes.stop()
         self.store.close()
+        self.readers.close()
         self.journal.close()
         self.token_journal.close()
 
@@ -313,15 +362,16 @@ class CertificateService:
         if settings.jwt != self.settings.jwt:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
-        self.settings = settings
+        await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
+        self.settings = self.upkeep.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
-        self.lifecycle.clockwork.wait_for_approval(settings.pending_approval_ends.seconds)
+        self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
-        self.create.limits(_limiter(settings), settings.ccr_in_flight)
+        self.create.limits(_limiter(settings), settings.ccr_in_flight, _rates(settings))
         self.server.proxied = _proxied(settings)
         self.server.review_access()
 
@@ -361,41 +411,6 @@ class CertificateService:
         assert self.own_keychain is not None
         required = self.server_config.tls_options.client_cert_required
         return server_context(self.own_keychain, require_client_cert=required)
-
-    async def backup(self) -> None:
-        """Make a periodic backup and remove the oldest."""
-        settings = self.settings
-        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
-        try:
-            made = await asyncio.get_running_loop().run_in_executor(
-                None, backups.make, time.time(), settings.backup_retention
-            )
-        except ApplianceError as error:
-            _log.error("%s", error)
-            self.health.backup = str(error)
-            return
-        self.health.backup = ""
-        _log.info("database backup %s", made)
-
-    async def look_after_database(self) -> None:
-        """Check the whole database, and remove records of the audit that are older than they are kept."""
-        store = self.store
-        if is_sqlite(store.where) and self.settings.integrity_check_interval_s:
-            damage = await asyncio.get_running_loop().run_in_executor(None, find_damage, store.where)
-            if damage and damage != self.health.damage:
-                _log.error("%s", damage, extra={"event": "database-damaged"})
-            self.health.damage = damage
-        days = self.settings.audit_retention_days
-        if days and not self.health.damage:
-            try:
-                removed = await prune_audit(store, self.clock(), days)
-            except ApplianceError as error:
-                _log.error("old records of the audit cannot be removed: %s", error)
-            else:
-                if removed:
-                    _log.info(
-                        "%d records of the audit were older than %d days and were removed", removed, days
-                    )
 
     # -- tokens --------------------------------------------------------------------------------------
 
@@ -452,6 +467,13 @@ def _limiter(settings: CMSSettings) -> RateLimiter:
         return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock)
     overall = RateLimiter(60.0 * settings.ccr_rate, settings.ccr_rate_burst, clock=clock)
     return SharedLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock, overall=overall)
+
+
+def _rates(settings: CMSSettings) -> Rates:
+    return Rates(
+        Rate(settings.ccr_per_minute, settings.ccr_burst),
+        Rate(60.0 * settings.ccr_rate, settings.ccr_rate_burst),
+    )
 
 
 def _proxied(settings: CMSSettings) -> Callable[[str], bool] | None:

@@ -23,6 +23,7 @@ from appliance.authn.report import usage_of
 from appliance.certs.crossed import pairs, sent_beside
 from appliance.certs.keychain import (
     Keychain,
+    chain_above,
     check_keychain,
     dump_keychain,
     load_keychain,
@@ -38,13 +39,14 @@ from appliance.certs.profiles import (
     subject_name,
 )
 from appliance.certs.public_keys import key_identity
-from appliance.certs.signer import KeySigner
+from appliance.certs.signer import KeySigner, Signer
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import (
     authority_name,
     is_ca,
     is_self_signed,
     issuer_id,
+    load_pem_text,
     public_key,
     san,
     serial_number,
@@ -56,7 +58,7 @@ from appliance.certs.x509 import (
     subject_text,
 )
 from appliance.cms.config import CMSSettings, parse_password_file
-from appliance.cms.issuing import Issuing, new_serial
+from appliance.cms.issuing import Issuing, new_serial, pem_chain
 from appliance.cms.model import (
     SERVICE,
     posix,
@@ -68,17 +70,20 @@ from appliance.cms.model import (
     utc,
 )
 from appliance.cms.schema import certs
+from appliance.cms.signing import open_token
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.config.files import (
     make_directories,
     read_private,
     read_regular,
+    read_trusted,
     replace_private,
     write_private,
+    write_public,
 )
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
-from appliance.errors import CertificateError, ConfigurationError, KeychainError
+from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
 
 __all__ = [
     "JOURNAL",
@@ -178,6 +183,8 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
         ConfigurationError: A setting or a file cannot be used.
         SecurityError: Something is not trustworthy; the text says what.
     """
+    if settings.ca_key:
+        return _authority_in_token(settings, now, may_make=may_make)
     path = settings.cert_auth_tls_keychain
     password = parse_password_file(
         settings.cert_auth_tls_keychain_pwd_file, "cert_auth_tls_keychain_pwd_file"
@@ -191,21 +198,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
         )
     if created:
         key = generate_key(settings.key_algorithm)
-        subject = subject_name(
-            settings.cert_auth_name,
-            country=settings.cert_auth_country,
-            organization=settings.cert_auth_organization,
-            organizational_unit=settings.cert_auth_organizational_unit,
-        )
-        start = now.replace(microsecond=0)
-        end = settings.cert_auth_validity.after(start)
-        certificate = build_ca(
-            KeySigner(key),
-            subject=subject,
-            not_before=backdated(start, end),
-            not_after=end,
-            serial=new_serial(),
-        )
+        certificate = _new_root(settings, KeySigner(key), now)
         _save(path, make_keychain(key, [certificate]), password)
     keychain = _load(path, password, "the certificate authority's keychain")
     if keychain.certificate is None or keychain.key is None:
@@ -215,9 +208,59 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
             file=path,
         )
     root = keychain.chain[-1] if keychain.chain else keychain.certificate
-    crossed = tuple(dict.fromkeys(c for pair in pairs(keychain.crossed, root) for c in pair))
+    crossed = _crossed(keychain.crossed, root)
     issuer = CertificateAuthority(KeySigner(keychain.key), keychain.certificate, keychain.chain, crossed)  # type: ignore[arg-type]
     return Authority(issuer, root, created)
+
+
+def _crossed(
+    certificates: Sequence[x509.Certificate], root: x509.Certificate
+) -> tuple[x509.Certificate, ...]:
+    return tuple(dict.fromkeys(c for pair in pairs(certificates, root) for c in pair))
+
+
+def _new_root(settings: CMSSettings, signer: Signer, now: datetime) -> x509.Certificate:
+    subject = subject_name(
+        settings.cert_auth_name,
+        country=settings.cert_auth_country,
+        organization=settings.cert_auth_organization,
+        organizational_unit=settings.cert_auth_organizational_unit,
+    )
+    start = now.replace(microsecond=0)
+    end = settings.cert_auth_validity.after(start)
+    return build_ca(
+        signer, subject=subject, not_before=backdated(start, end), not_after=end, serial=new_serial()
+    )
+
+
+def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool) -> Authority:
+    path = settings.ca_certificate
+    created = not os.path.lexists(path)
+    if created and not may_make:
+        raise ConfigurationError(
+            "the authority's certificate is missing, but the database has certificates of an authority; another certificate "
+            "would make them all useless: put the file back, or restore it from its backup",
+            file=path,
+        )
+    try:
+        found = [] if created else load_pem_text(read_trusted(path, _LIMIT))
+        chain = chain_above(found[0], found[1:]) if found else ()
+    except SecurityError as error:
+        raise ConfigurationError(f"the authority's certificate: {error}", file=path) from error
+    signer = open_token(
+        settings.ca_key, settings.ca_key_pin, public_key=public_key(found[0]) if found else None
+    )
+    try:
+        if created:
+            found = [_new_root(settings, signer, now)]
+            make_directory(path)
+            write_public(path, pem_chain(*found).encode())
+            say(f"Certificate file created: {path}")
+    except BaseException:
+        signer.close()
+        raise
+    root = chain[-1] if chain else found[0]
+    return Authority(CertificateAuthority(signer, found[0], chain, _crossed(found[1:], root)), root, created)
 
 
 def self_test(authority: Authority, now: datetime) -> None:

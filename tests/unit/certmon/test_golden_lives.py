@@ -245,6 +245,7 @@ class Life:
     def __init__(self, now):
         self.now = now
         self.listeners = []
+        self.vanished = []
 
     def clock(self):
         return self.now

@@ -27,6 +27,7 @@ from appliance.cms.model import (
     schedule_of,
     windows_now,
 )
+from appliance.cms.reading import Readers
 from appliance.cms.renewal import Fresh, Renewed
 from appliance.cms.store import Store
 from appliance.cms.transaction import StoreError
@@ -72,19 +73,31 @@ class Service:
     def __init__(self, directory):
         self.path = directory / "certs.db"
         self.clock = Clock(START)
+        self.watches = True
+        """Whether somebody watches each certificate from its first state on."""
         self.open()
 
     def open(self):
         self.store = Store(str(self.path), ISSUER)
         self.store.open()
-        self.life = Lifecycle(self.store, Journal(str(self.path) + ".revoked", ISSUER), self.clock)
+        self.readers = Readers(str(self.path))
+        journal = Journal(str(self.path) + ".revoked", ISSUER)
+        self.life = Lifecycle(self.store, journal, self.clock, self.readers)
         self.told = []
-        self.life.listeners.append(lambda record: self.told.append((record.serial, record.state)))
+        self.pinned = set()
+        self.life.listeners.append(self.hear)
         self.life.load()
         self.store.start()
 
+    def hear(self, record):
+        self.told.append((record.serial, record.state))
+        if self.watches and record.serial not in self.pinned:
+            self.pinned.add(record.serial)
+            self.life.memory.pin(record.serial)
+
     async def close(self):
         await self.life.settle()
+        self.readers.close()
         self.store.close()
 
     async def restart(self):
@@ -203,9 +216,11 @@ LIVES = {
 }
 
 
+@pytest.mark.parametrize("watches", [True, False], ids=["watched", "not watched"])
 @pytest.mark.parametrize("life", LIVES)
-async def test_the_clock_makes_each_change_at_its_second_once_and_it_is_recorded(service, life):
+async def test_the_clock_makes_each_change_at_its_second_once_and_it_is_recorded(service, life, watches):
     changes, steps = LIVES[life]
+    service.watches = watches
     record = await service.life.create(asked(1, **changes), ALICE)
     assert record.state is steps[0][1]
     assert service.told == [(1, record.state)]
@@ -320,7 +335,11 @@ async def test_a_renewal_moves_the_date_and_nothing_else(service, renewing, sche
     assert service.told == [(1, then)]
     assert record == service.life.peek(1)
     assert record == first._replace(
-        renew_by=posix(renew_by), renewed_at=posix(after(seconds)), state=then, state_date=record.state_date
+        renew_by=posix(renew_by),
+        renewed_at=posix(after(seconds)),
+        state=then,
+        state_date=record.state_date,
+        next_at=record.next_at,
     )
     assert names_of(record.san) == (San("dns", "a.example"),)
     assert (service.life.created, service.life.renewed) == (1, 1)
@@ -593,14 +612,16 @@ async def test_a_zone_that_this_host_does_not_know_lets_nobody_in(service, caplo
         "not_after = 'x'",
     ],
 )
-async def test_a_damaged_row_ends_the_start_with_a_sentence_that_names_it(service, damage):
+async def test_a_damaged_row_is_named_to_who_asks_for_it_and_hurts_no_other(service, damage, caplog):
     await service.life.create(asked(17), ALICE)
+    await service.life.create(asked(18, not_after=after(HOUR)), ALICE)
     await service.close()
     with closing(sqlite3.connect(service.path)) as connection, connection:
-        connection.execute(f"UPDATE certs SET {damage} WHERE serial = 17")
-    with pytest.raises(StoreError, match=r"row of the certificate 17 is damaged \(.+\); restore a backup"):
-        service.open()
-    service.store.close()
-    with closing(sqlite3.connect(service.path)) as connection, connection:
-        connection.execute("UPDATE certs SET schedule = '', renew_by = 0, not_after = 0 WHERE serial = 17")
+        connection.execute(f"UPDATE certs SET {damage}, next_at = 0 WHERE serial = 17")
     service.open()
+    with pytest.raises(StoreError, match=r"row of the certificate 17 is damaged \(.+\); restore a backup"):
+        await service.life.find(17)
+    await service.at(HOUR)
+    await service.at(HOUR + 1)
+    assert service.recorded(18) == "EXPIRED"
+    assert caplog.text.count("row of the certificate 17 is damaged") == 1

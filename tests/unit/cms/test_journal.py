@@ -6,7 +6,9 @@ import pytest
 
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.store import Store
 from appliance.errors import ConfigurationError
+from tests.helpers.cms import Clock
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ def test_what_could_not_be_written_is_written_later(path):
         journal.add([(1, 10)])
     os.close(journal._fd)
     journal._fd = writable
-    lifecycle = Lifecycle(None, journal, None)
+    lifecycle = Lifecycle(Store(":memory:", "01234567"), journal, Clock(), None)
     lifecycle.catch_up_journal()
     assert not journal.missing
     lifecycle.catch_up_journal()

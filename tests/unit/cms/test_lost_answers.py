@@ -9,6 +9,7 @@ from appliance.certs.status import CertState
 from appliance.cms.journal import Journal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate
+from appliance.cms.reading import Readers
 from appliance.cms.store import Store
 from appliance.errors import RequestRefused
 from tests.helpers.cms import Clock
@@ -43,17 +44,18 @@ def asked(serial, **changes):
 class Nodes:
     """One database, which this process uses in the name of one node after the other."""
 
-    def __init__(self, directory):
-        self.store = Store(str(directory / "certs.db"), ISSUER)
+    def __init__(self, directory, db):
+        self.store = Store(db, ISSUER)
         self.store.open()
         self.store.start()
+        self.readers = Readers(db)
         self.journal = Journal(str(directory / "revoked"), ISSUER)
         self.clock = Clock(NOW)
         self.alive = {"a", "b"}
         self.lives = {name: self.life() for name in "ab"}
 
     def life(self):
-        found = Lifecycle(self.store, self.journal, self.clock)
+        found = Lifecycle(self.store, self.journal, self.clock, self.readers)
         found.deliveries.is_alive = self.alive.__contains__
         return found
 
@@ -81,12 +83,13 @@ class Nodes:
 
     def close(self):
         self.store.close()
+        self.readers.close()
         self.journal.close()
 
 
 @pytest.fixture
-def nodes(tmp_path):
-    made = Nodes(tmp_path)
+def nodes(tmp_path, engine):
+    made = Nodes(tmp_path, engine.db(tmp_path))
     yield made
     made.close()
 

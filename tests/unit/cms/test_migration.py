@@ -15,6 +15,7 @@ from appliance.cms.dialect import engine_for
 from appliance.cms.journal import Journal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import hint_at, is_renewal_due, state_now
+from appliance.cms.reading import Readers
 from appliance.cms.store import Store
 from appliance.cms.transaction import LIVE, live_records
 from tests.helpers.cms import Clock
@@ -180,9 +181,10 @@ async def test_what_ended_while_the_service_was_down_is_told_and_recorded_after_
     clock = Clock(datetime(2026, 4, 10, tzinfo=UTC))
     store = Store(str(path), KEPT_ISSUER)
     store.open()
+    readers = Readers(str(path))
     try:
         told = []
-        lifecycle = Lifecycle(store, Journal(str(path) + ".revoked", KEPT_ISSUER), clock)
+        lifecycle = Lifecycle(store, Journal(str(path) + ".revoked", KEPT_ISSUER), clock, readers)
         lifecycle.listeners.append(
             lambda record: told.append((record.subject.split("\x1f")[0], record.state))
         )
@@ -192,6 +194,7 @@ async def test_what_ended_while_the_service_was_down_is_told_and_recorded_after_
             pass
         await lifecycle.settle()
     finally:
+        readers.close()
         store.close()
     assert sorted(told) == [
         ("ends-unseen", CertState.EXPIRED),

@@ -1,0 +1,304 @@
+"""The certificates in memory: those that somebody watches, and some of those that were asked for last.
+
+Nothing is read before somebody asks. What is pinned stays, and is read again whenever it changes, also when another node
+changes it. Of the rest a bounded number stays until it changes. A serial number without a certificate can be pinned too:
+another node may issue that certificate later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final
+
+from appliance.certs.status import CertState
+from appliance.cms.model import as_told
+from appliance.cms.reading import Readers, records_of
+from appliance.cms.transaction import CertRecord, StoreError
+
+__all__ = ["Memory", "Watched"]
+
+_KEPT: Final = 20_000
+"""Number of certificates that stay though nobody watches them."""
+_AT_ONCE: Final = 500
+"""Certificates that one question is about."""
+
+Told = Callable[[int, CertRecord | None], None]
+
+
+class _Pinned:
+    """What is known of a serial number that somebody watches."""
+
+    __slots__ = ("is_certain", "pins", "record", "was_read")
+
+    def __init__(self) -> None:
+        self.pins = 0
+        self.record: CertRecord | None = None
+        self.was_read = False
+        """Whether ``record`` says what the database said once; None is then an answer too."""
+        self.is_certain = False
+        """Whether nothing is known to have changed it since."""
+
+
+class _Reading:
+    """A row that is being read."""
+
+    __slots__ = ("future", "is_outdated")
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[CertRecord | None] = asyncio.get_running_loop().create_future()
+        self.is_outdated = False
+        """Whether it was changed in the meantime, so that it must be read again."""
+
+
+class Watched:
+    """The pinned certificates, for `appliance.cms.clockwork`."""
+
+    __slots__ = ("_pinned",)
+
+    def __init__(self, pinned: dict[int, _Pinned]) -> None:
+        self._pinned = pinned
+
+    def get(self, serial: int) -> CertRecord | None:
+        """Return a certificate; None if it is not watched, or there is none."""
+        row = self._pinned.get(serial)
+        return None if row is None else row.record
+
+    def values(self) -> Iterator[CertRecord]:
+        """Return all."""
+        return (row.record for row in list(self._pinned.values()) if row.record is not None)
+
+    def __len__(self) -> int:
+        return len(self._pinned)
+
+
+class Memory:
+    """The certificates of one service.
+
+    Args:
+        readers: Read the database.
+        issuer: Returns the identifier of the authority whose certificates these are.
+        learned: Called with each certificate that is watched from now on, or has changed while it was.
+        told: Called when a certificate that is watched has been changed by others, with None if it is gone.
+    """
+
+    def __init__(
+        self,
+        readers: Readers,
+        issuer: Callable[[], str],
+        *,
+        learned: Callable[[CertRecord], None],
+        told: Told,
+    ) -> None:
+        self._readers = readers
+        self._issuer = issuer
+        self._learned = learned
+        self._told = told
+        self._pinned: dict[int, _Pinned] = {}
+        self._others: OrderedDict[int, CertRecord] = OrderedDict()
+        self._reading: dict[int, _Reading] = {}
+        self._wanted: list[int] = []
+        self._failed: set[int] = set()
+        """What is pinned and could not be read again."""
+        self._passed = 0
+        """Number of the last audit record of a change that came from the database, and not from an own commit."""
+        self.watched = Watched(self._pinned)
+
+    # -- questions -----------------------------------------------------------------------------------
+
+    def peek(self, serial: int) -> CertRecord | None:
+        """Return what is known without asking the database. Any thread may call it."""
+        row = self._pinned.get(serial)
+        return self._others.get(serial) if row is None else row.record
+
+    def is_certain(self, serial: int) -> bool:
+        """Whether `peek` says what the database said last, as far as is known: also that there is no such certificate."""
+        row = self._pinned.get(serial)
+        return serial in self._others if row is None else row.is_certain
+
+    async def find(self, serial: int) -> CertRecord | None:
+        """Return a certificate; None if there is none.
+
+        Raises:
+            StoreError: The database could not be read, or its row is damaged.
+        """
+        while True:
+            row = self._pinned.get(serial)
+            if row is not None and row.is_certain:
+                return row.record
+            if row is None and serial in self._others:
+                self._others.move_to_end(serial)
+                return self._others[serial]
+            found = await asyncio.shield(self._read(serial))
+            if serial not in self._pinned:
+                return self._others.get(serial, found)
+
+    # -- who watches ---------------------------------------------------------------------------------
+
+    def pin(self, serial: int) -> None:
+        """Keep what is known of a serial number, and read it again when it changes. Each call needs its `unpin`."""
+        row = self._pinned.get(serial)
+        if row is None:
+            row = self._pinned[serial] = _Pinned()
+            row.record = self._others.pop(serial, None)
+            if row.record is not None:
+                row.was_read = row.is_certain = True
+                self._learned(row.record)
+        row.pins += 1
+
+    def unpin(self, serial: int) -> None:
+        """End what one `pin` began."""
+        row = self._pinned[serial]
+        row.pins -= 1
+        if row.pins:
+            return
+        del self._pinned[serial]
+        self._failed.discard(serial)
+        if row.record is not None and row.is_certain:
+            self._keep(row.record)
+
+    # -- changes -------------------------------------------------------------------------------------
+
+    def put(self, record: CertRecord, seq: int = 0) -> None:
+        """Take a certificate as this service has just committed it, or as its clock has changed it.
+
+        Args:
+            record: The certificate.
+            seq: Number of the audit's last record in the commit; 0 if it is the clock's change.
+        """
+        serial = record.serial
+        row = self._pinned.get(serial)
+        takes_back = (
+            row is not None
+            and row.record is not None
+            and row.record.state is CertState.REVOKED
+            and record.state is not CertState.REVOKED
+        )
+        if takes_back or 0 < seq <= self._passed:
+            # Another node's change behind this commit has come before it: only the database says what holds.
+            self.change((serial,))
+            return
+        reading = self._reading.get(serial)
+        if reading is not None and seq:
+            reading.is_outdated = True
+        if row is None:
+            self._keep(record)
+            return
+        row.record, row.was_read = record, True
+        if seq:
+            row.is_certain = True
+            self._failed.discard(serial)
+        self._learned(record)
+
+    def change(self, serials: Iterable[int], seq: int = 0) -> None:
+        """Forget, or read again, what others have changed.
+
+        Args:
+            serials: The changed certificates.
+            seq: Number of the audit's last record about them; 0 if it is not known.
+        """
+        self._passed = max(self._passed, seq)
+        for serial in serials:
+            reading = self._reading.get(serial)
+            if reading is not None:
+                reading.is_outdated = True
+            self._others.pop(serial, None)
+            row = self._pinned.get(serial)
+            if row is not None:
+                row.is_certain = False
+                if row.was_read and reading is None:
+                    self._read(serial)
+
+    def change_all(self) -> None:
+        """Forget, or read again, everything: nobody knows what has changed."""
+        self._others.clear()
+        for reading in self._reading.values():
+            reading.is_outdated = True
+        self.change(list(self._pinned))
+
+    def try_again(self) -> None:
+        """Read what could not be read again, now that the database can be read."""
+        failed, self._failed = self._failed, set()
+        self.change(failed)
+
+    def _keep(self, record: CertRecord) -> None:
+        self._others[record.serial] = record
+        self._others.move_to_end(record.serial)
+        if len(self._others) > _KEPT:
+            self._others.popitem(last=False)
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def _read(self, serial: int) -> asyncio.Future[CertRecord | None]:
+        """Have a row read; all who want it share one question."""
+        reading = self._reading.get(serial)
+        if reading is None:
+            reading = self._reading[serial] = _Reading()
+            reading.future.add_done_callback(_look_at)
+            self._want(serial)
+        return reading.future
+
+    def _want(self, serial: int) -> None:
+        self._wanted.append(serial)
+        if len(self._wanted) == 1:
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _ask(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        issuer = self._issuer()
+        for start in range(0, len(wanted), _AT_ONCE):
+            serials = wanted[start : start + _AT_ONCE]
+            asked = self._readers.read(partial(records_of, serials=serials, issuer=issuer))
+            asked.add_done_callback(partial(self._answered, serials))
+
+    def _answered(
+        self, serials: list[int], asked: asyncio.Future[dict[int, CertRecord | StoreError]]
+    ) -> None:
+        failure = asked.exception()
+        found = {} if failure is not None else asked.result()
+        for serial in serials:
+            reading = self._reading[serial]
+            if failure is None and reading.is_outdated:
+                reading.is_outdated = False
+                self._want(serial)
+                continue
+            del self._reading[serial]
+            record = found.get(serial)
+            if failure is not None or isinstance(record, StoreError):
+                row = self._pinned.get(serial)
+                if row is not None and row.was_read:
+                    self._failed.add(serial)
+                problem = record if isinstance(record, StoreError) else failure
+                assert problem is not None
+                reading.future.set_exception(problem)
+                continue
+            self._arrived(serial, record)
+            reading.future.set_result(record)
+
+    def _arrived(self, serial: int, record: CertRecord | None) -> None:
+        row = self._pinned.get(serial)
+        if row is None:
+            if record is not None:
+                self._keep(record)
+            return
+        before, again = row.record, row.was_read
+        if record is not None:
+            record = as_told(record, before)
+        row.record, row.was_read, row.is_certain = record, True, True
+        if record is not None and record != before:
+            self._learned(record)
+        if again and _told_of(record) != _told_of(before):
+            self._told(serial, record)
+
+
+def _told_of(record: CertRecord | None) -> CertRecord | None:
+    """Return a record without what nobody is told of."""
+    return None if record is None else record._replace(delivered=0, next_at=None)
+
+
+def _look_at(future: asyncio.Future[Any]) -> None:
+    """Look at the outcome, so that a failure without somebody who waits is no defect."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,223 @@
+"""A certificate service whose authority's key is in a token (SoftHSM 2)."""
+
+import asyncio
+import signal
+import sqlite3
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance.certs.ocsp import verify_response
+from appliance.certs.profiles import generate_key
+from appliance.certs.status import OCSPState
+from appliance.certs.x509 import is_self_signed
+from appliance.cms import pkcs11
+from appliance.config.secret import FilePath, Secret
+from appliance.errors import ConfigurationError, RemoteError, SigningError
+from tests.helpers import pki
+from tests.helpers.cms import Process, admin_keychain, ccr, effective, keychain_of, plain, running, secure
+from tests.helpers.softhsm import PIN, WRONG, token_here
+
+ROOT = pki.Authority("Site Root")
+BELOW = ROOT.intermediate("Site Issuing CA")
+OPEN = {f"require_{usage}_approval": False for usage in ("client", "server", "ioc")}
+
+
+@pytest.fixture
+def token(tmp_path, monkeypatch):
+    monkeypatch.setattr(pkcs11, "_AGAIN_S", 0.02)
+    monkeypatch.setattr(pkcs11, "_AGAIN_MAX_S", 0.1)
+    return token_here(tmp_path, monkeypatch)
+
+
+def pin_file(directory, pin=PIN):
+    path = directory / "pin"
+    path.touch(mode=0o600)
+    path.write_text(pin + "\n")
+    return path
+
+
+def settings_of(token, directory, pin=PIN):
+    return {
+        "ca_key": token.uri,
+        "ca_key_pin": Secret.from_file(pin_file(directory, pin)),
+        "ca_certificate": FilePath(directory / "ca.pem"),
+        "cert_auth_tls_keychain": FilePath(),
+        **OPEN,
+    }
+
+
+def put_chain(directory, *certificates):
+    (directory / "ca.pem").write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in certificates))
+
+
+async def until_it_works(service):
+    async with asyncio.timeout(60):
+        while service.authority.issuer.signer.trouble:
+            await asyncio.sleep(0.01)
+
+
+def rows(directory, table):
+    with sqlite3.connect(directory / "certs.db") as connection:
+        return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+async def test_an_intermediate_authority_whose_key_is_in_a_token_issues_and_signs_statuses(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    async with (
+        running(tmp_path, admin="admin", **settings_of(token, tmp_path)) as service,
+        plain(service) as anyone,
+    ):
+        key = generate_key("ec-p256")
+        reply = await anyone.rpc("CERT:CREATE", ccr(key=key))
+        keychain = keychain_of(reply, key)
+        assert keychain.chain == (BELOW.certificate, ROOT.certificate)
+        keychain.certificate.verify_directly_issued_by(BELOW.certificate)
+        der = bytes((await anyone.get(reply["status_pv"]))["ocsp_response"])
+        answer = verify_response(der, issuer=BELOW.certificate, serial=keychain.serial, now=service.clock())
+        assert answer.state is OCSPState.GOOD
+        async with secure(service, admin_keychain(tmp_path)) as admin:
+            await admin.put(reply["status_pv"], {"state": "REVOKED"})
+        assert (await anyone.get(reply["status_pv"]))["state"] == "REVOKED"
+        assert (await anyone.get("CERT:HEALTH"))["value.index"] == 1
+    assert not (tmp_path / "cert_auth.p12").exists()
+
+
+async def test_the_first_start_makes_a_root_for_the_tokens_key_and_later_ones_keep_it(token, tmp_path):
+    token.store(generate_key("ec-p384"))
+    settings = settings_of(token, tmp_path)
+    async with running(tmp_path, **settings) as service:
+        root = service.authority.root
+        assert is_self_signed(root)
+        assert root.public_key() == service.authority.issuer.signer.public_key()
+    async with running(tmp_path, **settings) as service:
+        assert service.authority.root == root
+    (tmp_path / "ca.pem").unlink()
+    with pytest.raises(ConfigurationError, match=r"ca\.pem: the authority's certificate is missing"):
+        async with running(tmp_path, **settings):
+            pass
+    assert not (tmp_path / "ca.pem").exists()
+
+
+async def test_without_its_token_it_refuses_requests_serves_statuses_and_is_not_healthy(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    async with running(tmp_path, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
+        reply = await anyone.rpc("CERT:CREATE", ccr())
+        before = bytes((await anyone.get(reply["status_pv"]))["ocsp_response"])
+        token.unplug()
+        # The first one finds out. What was recorded for it is revoked again: nobody has that certificate.
+        with pytest.raises(RemoteError, match="the authority's key cannot be reached"):
+            await anyone.rpc("CERT:CREATE", ccr("first"))
+        await service.lifecycle.settle()
+        with sqlite3.connect(tmp_path / "certs.db") as connection:
+            assert connection.execute("SELECT state FROM certs WHERE cn = 'first'").fetchall() == [
+                ("REVOKED",)
+            ]
+        known, noted = rows(tmp_path, "certs"), rows(tmp_path, "audit")
+        with pytest.raises(RemoteError, match="nothing is issued at present; ask again later"):
+            await anyone.rpc("CERT:CREATE", ccr("second"))
+        assert (rows(tmp_path, "certs"), rows(tmp_path, "audit")) == (known, noted)
+        await service.health.check()
+        health = await anyone.get("CERT:HEALTH")
+        assert health["value.index"] == 0
+        assert "the authority's key cannot be reached" in health["alarm.message"]
+        assert bytes((await anyone.get(reply["status_pv"]))["ocsp_response"]) == before
+        token.plug_in()
+        await until_it_works(service)
+        assert (await anyone.rpc("CERT:CREATE", ccr("second")))["state"] == "VALID"
+        await service.health.check()
+        assert (await anyone.get("CERT:HEALTH"))["value.index"] == 1
+
+
+async def test_a_key_that_is_not_the_certificates_ends_the_start(token, tmp_path):
+    token.store(generate_key("ec-p256"))
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    with pytest.raises(SigningError, match="not that of the authority's certificate"):
+        async with running(tmp_path, **settings_of(token, tmp_path)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "cannot be read"),
+        ("below", "chain is incomplete"),
+        ("-----BEGIN CERTIFICATE-----\nAA\n", "cannot be read"),
+    ],
+    ids=["empty", "without-root", "damaged"],
+)
+async def test_a_certificate_file_that_cannot_be_used_ends_the_start(token, tmp_path, text, why):
+    token.store(BELOW.key)
+    if text == "below":
+        put_chain(tmp_path, BELOW.certificate)
+    else:
+        (tmp_path / "ca.pem").write_text(text)
+    with pytest.raises(ConfigurationError, match=why):
+        async with running(tmp_path, **settings_of(token, tmp_path)):
+            pass
+
+
+async def test_a_reload_tries_the_pin_that_an_administrator_has_corrected(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    settings = settings_of(token, tmp_path)
+    async with running(tmp_path, **settings) as service, plain(service) as anyone:
+        signer = service.authority.issuer.signer
+        signer._pin = Secret(WRONG)  # somebody has changed it in the token
+        token.unplug()
+        with pytest.raises(RemoteError):
+            await anyone.rpc("CERT:CREATE", ccr("first"))
+        token.plug_in()
+        async with asyncio.timeout(60):
+            while "the PIN is wrong" not in signer.trouble:
+                await asyncio.sleep(0.01)
+        await service.health.check()
+        assert "the PIN is wrong" in (await anyone.get("CERT:HEALTH"))["alarm.message"]
+        await service.reload(effective(tmp_path, **settings))
+        assert signer.trouble == ""
+        assert (await anyone.rpc("CERT:CREATE", ccr("second")))["state"] == "VALID"
+        other = {**settings, "ca_key": token.uri.replace("object=ca", "object=cb")}
+        with pytest.raises(
+            ConfigurationError, match="ca_key, ca_certificate cannot change while the service runs"
+        ):
+            await service.reload(effective(tmp_path, **other))
+
+
+def test_a_wrong_pin_ends_the_start_with_one_sentence_and_is_not_tried_again(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    config = tmp_path / "pvacms.yml"
+    config.write_text(
+        f"ca_key: '{token.uri}'\nca_key_pin: '${{file:{pin_file(tmp_path, WRONG)}}}'\nca_certificate: ca.pem\n"
+    )
+    for pin, why in ((WRONG, "the PIN is wrong"), (PIN, "the last PIN that this token was given is wrong")):
+        pin_file(tmp_path, pin)
+        with Process(tmp_path, "--config", str(config), **token.environment) as process:
+            status, out, err = process.wait(60)
+        output = out + err
+        assert status == 1
+        assert output.count(why) == 1
+        assert "Traceback" not in output
+        assert WRONG not in output
+        assert PIN not in output
+
+
+def test_a_process_with_a_token_says_so_and_takes_its_pin_from_a_file_that_the_uri_names(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    config = tmp_path / "pvacms.yml"
+    config.write_text(f"ca_key: '{token.uri}&pin-source=file:{pin_file(tmp_path)}'\nca_certificate: ca.pem\n")
+    with Process(tmp_path, "--config", str(config), **token.environment) as process:
+        process.ready()
+        assert process.issuer == BELOW.issuer_id
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(60) == 0
+
+
+async def test_twenty_requests_at_once_wait_for_the_token_and_not_for_each_other(token, tmp_path):
+    token.store(generate_key("rsa-2048"))
+    async with running(tmp_path, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
+        replies = await asyncio.gather(*(anyone.rpc("CERT:CREATE", ccr(f"user{n}")) for n in range(20)))
+        assert {reply["state"] for reply in replies} == {"VALID"}
