@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
@@ -18,7 +19,7 @@ from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import Login, engine_for, is_sqlite
+from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -26,6 +27,7 @@ from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
+from appliance.cms.model import SERVICE, posix
 from appliance.cms.nodes import Nodes
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
@@ -52,6 +54,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -120,8 +123,9 @@ class CertificateService:
         self.feed.on_restored = self._restored
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
-        store.on_restored = memory.change_all
-        self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
+        self.limits = (
+            None if is_sqlite(settings.db) else SharedLimits(partial(store.database.connect, "limits"))
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -166,6 +170,23 @@ class CertificateService:
         self.create: CreatePV | None = None
         self.own_keychain: Keychain | None = None
         self._own_key: tuple[Keychain, frozenset[str]] | None = None
+
+        store.restored = self._make_good
+        store.on_restored = self.lifecycle.memory.change_all
+
+    def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
+        """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
+        now = self.clock()
+        self.lifecycle.revocations.combine(transaction, posix(now))
+        self.replay.make_good(transaction, now.timestamp())
+        facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
+        transaction.audit(posix(now), "restored", None, facts)
+        _log.warning(
+            "the database %s is older than before, or another history of it: revocations and used tokens were recorded again, and "
+            "tokens that were issued before now are refused",
+            self.store.database.name,
+            extra={"event": "database-restored"},
+        )
 
     @classmethod
     def open(
