@@ -41,6 +41,9 @@ def test_each_wrong_variable_is_refused_with_a_sentence(tmp_path):
         "spva_cms_db": "mysql://spva:a-secret@db.example/spva",
         "spva_cms_db_tls_ca": "/etc/ssl/ca.pem",
         "spva_cms_node": "node one",
+        "spva_cms_ca_key": "softhsm:ca?pin-value=1234",
+        "spva_cms_ca_certificate": "-----BEGIN PRIVATE KEY-----",
+        "spva_cms_token_devices": ["/etc/shadow"],
     }
     status, said = preflight(tmp_path, variables)
     assert status != 0
@@ -49,6 +52,10 @@ def test_each_wrong_variable_is_refused_with_a_sentence(tmp_path):
         "spva_cms_db has a password in it",
         "spva_cms_db_tls_ca is not PEM text",
         "spva_cms_node needs 1 to 64 letters",
+        "spva_cms_ca_key is no PKCS#11 URI",
+        "spva_cms_ca_key has the PIN in it",
+        "spva_cms_ca_certificate is not PEM text with certificates alone",
+        "spva_cms_token_devices has something that is no device",
     ):
         assert sentence in said
 
@@ -120,3 +127,15 @@ def test_a_node_is_started_again_for_as_long_as_its_database_is_away(tmp_path):
     assert "\nRestartSec=10\n" in service
     assert "LoadCredential=db-password:/etc/spva/credentials/cms/db-password" in service
     assert "p" * 12 not in several
+
+
+def test_a_token_gets_its_devices_and_its_pin_and_no_others(tmp_path):
+    key = {"spva_cms_ca_key": "pkcs11:token=site?module-path=/usr/lib/t.so", "spva_cms_ca_key_pin": "7531"}
+    text = render(
+        tmp_path, "spva_cms", "site.conf.j2", **key, spva_cms_token_devices=["/dev/bus/usb/001/002"]
+    )
+    assert text.endswith("\nPrivateDevices=no\nDeviceAllow=/dev/bus/usb/001/002\n")
+    assert "LoadCredential=ca-key-pin:" in text
+    assert "cert-auth-password" not in text
+    assert "7531" not in text
+    assert "PrivateDevices" not in render(tmp_path, "spva_cms", "site.conf.j2", **key)
