@@ -21,7 +21,7 @@ from appliance.certs.x509 import authority_name, serial_number, subject_key_iden
 from appliance.cms.authorities import Authority, Held
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.default_acf import add_administrator, ensure_acf
-from appliance.cms.dialect import Login, is_sqlite
+from appliance.cms.dialect import Login, is_sqlite, remember_login
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -233,6 +233,9 @@ class CertificateService:
         # A command has no part in the life of the nodes.
         node = "" if is_file or beside else settings.node or socket.gethostname()[:64]
         login = None if is_file else Login(settings.db_password, settings.db_tls_ca, node)
+        if login is not None:
+            # Backups and checks of the audit open the database themselves.
+            remember_login(settings.db, login._replace(node=""))
         lock = Store(settings.db, "", login=login, side="" if is_file else side, wait_s=settings.db_wait_s)
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
