@@ -26,9 +26,9 @@ __all__ = [
     "shown",
 ]
 
-Role = Literal["writer", "reader", "feed", "limits", "nodes", "command"]
+Role = Literal["writer", "reader", "list", "feed", "limits", "nodes", "command"]
 """What a connection is for. Each has its own time limits."""
-_STATEMENT_MS: Final[dict[str, int]] = {"reader": 5000, "command": 0}
+_STATEMENT_MS: Final[dict[str, int]] = {"reader": 2000, "list": 5000, "command": 0}
 """Milliseconds that one statement may take; 0: any time."""
 _LIMIT_MS: Final = 5000
 _LOST: Final = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03", "25006", "53300"))
