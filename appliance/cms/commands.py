@@ -83,7 +83,7 @@ def do_command(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) ->
     """
 
     def database() -> str:
-        return _known(resolve())
+        return resolve().settings.db
 
     if options.backup is not None:
         from appliance.cms.copying import back_up
@@ -91,9 +91,6 @@ def do_command(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) ->
         sys.stdout.write(f"Database backup created : {back_up(database(), options.backup)}\n")
         return EXIT_OK
     if options.copy_db is not None:
-        if any("://" in where for where in options.copy_db):
-            # Its password and what proves who it is are settings.
-            _known(resolve())
         return _copy(*options.copy_db)
     if options.restored:
         return _restored(resolve())
@@ -102,15 +99,6 @@ def do_command(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) ->
     if options.audit_export is not None:
         return _export(options, database)
     return None
-
-
-def _known(effective: CMSConfig) -> str:
-    """Return the configured database, ready to be opened by its name."""
-    from appliance.cms.dialect import Login, remember_login
-
-    settings = effective.settings
-    remember_login(settings.db, Login(settings.db_password, settings.db_tls_ca))
-    return settings.db
 
 
 def _copy(source: str, target: str) -> int:
@@ -129,7 +117,7 @@ def _restored(effective: CMSConfig) -> int:
     from appliance.cms.copying import has_certificates, mark_restored, shown_database, unused
     from appliance.cms.service import CertificateService
 
-    where = _known(effective)
+    where = effective.settings.db
     # Without any, the next line would begin a new site with a new authority.
     if not has_certificates(where):
         raise ConfigurationError(

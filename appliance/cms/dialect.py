@@ -68,10 +68,7 @@ _logins: Final[dict[str, Login]] = {}
 
 
 def remember_login(where: str, login: Login) -> None:
-    """Use ``login`` for this database where none is given: by the commands, and by what works beside the service.
-
-    It is for exactly this URL, so a password never goes to another server.
-    """
+    """Have `engine_for` use what the configuration says about a server, so that commands need only the URL."""
     _logins[where] = login
 
 

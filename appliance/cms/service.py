@@ -21,7 +21,7 @@ from appliance.certs.x509 import authority_name, serial_number, subject_key_iden
 from appliance.cms.authorities import Authority, Held
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.default_acf import add_administrator, ensure_acf
-from appliance.cms.dialect import Login, is_sqlite, remember_login
+from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -54,7 +54,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
-from appliance.cms.transaction import Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -72,6 +72,8 @@ _SURE_S: Final = 2.0
 """Seconds for which a node must have had its database again before it answers searches."""
 _GIVES_UP_S: Final = 10.0
 """Seconds without the database after which clients are sent to other nodes."""
+_AT_ONCE_S: Final = 0.1
+"""Seconds that a request waits for a database that has been away for longer than that."""
 _AWAY_AT_ONCE: Final = 200
 _AWAY_PAUSE_S: Final = 0.1
 """How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
@@ -176,6 +178,12 @@ class CertificateService:
 
         store.restored = self._make_good
         store.on_restored = self.lifecycle.memory.change_all
+        store.unclaimed = self._unclaimed
+
+    def _unclaimed(self, result: object) -> None:
+        """Doubt a new certificate whose requester was told that nobody knows what became of the request."""
+        if isinstance(result, CertRecord) and result.delivered == 0:
+            self.tasks.start(None, self.lifecycle.doubt(result.serial))
 
     def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
         """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
@@ -233,9 +241,6 @@ class CertificateService:
         # A command has no part in the life of the nodes.
         node = "" if is_file or beside else settings.node or socket.gethostname()[:64]
         login = None if is_file else Login(settings.db_password, settings.db_tls_ca, node)
-        if login is not None:
-            # Backups and checks of the audit open the database themselves.
-            remember_login(settings.db, login._replace(node=""))
         lock = Store(settings.db, "", login=login, side="" if is_file else side, wait_s=settings.db_wait_s)
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
@@ -492,6 +497,9 @@ class CertificateService:
         able, server = self.is_able(), self.server
         if server is None or (able and self._was_able):
             return
+        # Who asks now would wait for nothing.
+        waits_s = self.settings.db_wait_s
+        self.store.wait_s = min(waits_s, _AT_ONCE_S) if self._gives_up() else waits_s
         if able:
             server.change_count += 1
             if server._announcer is not None:
