@@ -72,6 +72,8 @@ _SURE_S: Final = 2.0
 """Seconds for which a node must have had its database again before it answers searches."""
 _GIVES_UP_S: Final = 10.0
 """Seconds without the database after which clients are sent to other nodes."""
+_AT_ONCE_S: Final = 0.1
+"""Seconds that a request waits for a database that has been away for longer than that."""
 _AWAY_AT_ONCE: Final = 200
 _AWAY_PAUSE_S: Final = 0.1
 """How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
@@ -495,6 +497,9 @@ class CertificateService:
         able, server = self.is_able(), self.server
         if server is None or (able and self._was_able):
             return
+        # Who asks now would wait for nothing.
+        waits_s = self.settings.db_wait_s
+        self.store.wait_s = min(waits_s, _AT_ONCE_S) if self._gives_up() else waits_s
         if able:
             server.change_count += 1
             if server._announcer is not None:
