@@ -196,6 +196,20 @@ class StoredReplay:
             )
         journal.write(uses)
 
+    def make_good(self, transaction: Transaction, now: float) -> None:
+        """Record what only the file knows in a database that has lost something while this service ran, in a job.
+
+        Other nodes' uses may be lost too, so tokens that were issued before this moment are void.
+
+        Raises:
+            ApplianceError: The file cannot be read.
+        """
+        unnamed = {"node": self._store.node, "key_id": "", "usage": "", "used_at": 0}
+        uses = [use._asdict() | unnamed for use in self._journal.read() or ()]
+        if uses:
+            transaction.connection.execute(_USE, uses)
+        _set(transaction.connection, VOID, int(now))
+
     async def use(
         self,
         issuer: str,

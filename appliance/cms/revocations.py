@@ -79,11 +79,7 @@ class Revocations:
         numbers: Iterable[int] = journal.known
         if checkpoint is not None:
             numbers = [serial for serial in journal.after(checkpoint.octets) if serial in journal.known]
-        restored = [
-            self._revoke_again(transaction, serial, now)
-            for batch in _batches(numbers)
-            for serial in self._live(transaction, batch)
-        ]
+        restored = self._revoke_all_again(transaction, numbers, now)
         if restored:
             _log.warning(
                 "%d certificates were revoked again: the database was restored from a backup", len(restored)
@@ -92,6 +88,28 @@ class Revocations:
             self._add_missing(transaction, checkpoint)
         self._settled = transaction.audit_head[0]
         return restored
+
+    def make_good(self, transaction: Transaction, now: int) -> list[CertRecord]:
+        """Apply what only the journal knows to a database that has lost something while this service ran, in a job.
+
+        Args:
+            transaction: The transaction.
+            now: The present time (POSIX seconds).
+
+        Returns:
+            The certificates that were revoked again.
+        """
+        # A copy, because the event loop adds to it.
+        return self._revoke_all_again(transaction, list(self._journal.known), now)
+
+    def _revoke_all_again(
+        self, transaction: Transaction, numbers: Iterable[int], now: int
+    ) -> list[CertRecord]:
+        return [
+            self._revoke_again(transaction, serial, now)
+            for batch in _batches(numbers)
+            for serial in self._live(transaction, batch)
+        ]
 
     def _checkpoint(self, transaction: Transaction) -> _Checkpoint | None:
         """Return the checkpoint if it is about this file and this audit."""

@@ -177,3 +177,22 @@ async def test_nothing_is_written_while_nothing_happens(site):
     assert site.revocations._written is not None
     assert site.revocations._written == written
     assert site.store.commits == before + 1, "it asks for the audit's head, and changes nothing"
+
+
+async def test_what_a_database_has_lost_while_the_service_ran_is_revoked_again(site):
+    site.issue(1, 2, 3)
+    site.revoke(1)
+    await site.checkpoint()
+    site.revoke(2)
+
+    def lose(transaction):
+        transaction.connection.exec_driver_sql("UPDATE certs SET state = 'VALID' WHERE serial IN (1, 2)")
+
+    site.store.run(lose)
+    again = site.store.run(lambda transaction: site.revocations.make_good(transaction, 7))
+    assert sorted(record.serial for record in again) == [1, 2], "also what is before the checkpoint"
+    assert [site.state(serial) for serial in (1, 2, 3)] == [
+        CertState.REVOKED,
+        CertState.REVOKED,
+        CertState.VALID,
+    ]
