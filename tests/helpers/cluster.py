@@ -27,7 +27,7 @@ class Node:
         self.directory = directory
         self.process: Process | None = None
         self.tcp_port = self.tls_port = 0
-        self.lives = 0
+        self.is_up = False
         self._database = database
         self._arguments = arguments
 
@@ -43,7 +43,7 @@ class Node:
         )
         self.process.ready(90)
         self.tcp_port, self.tls_port = self.process.tcp_port, self.process.tls_port
-        self.lives += 1
+        self.is_up = True
         return self
 
     def signal(self, number: signal.Signals) -> None:
@@ -52,6 +52,7 @@ class Node:
 
     def kill(self) -> None:
         assert self.process is not None
+        self.is_up = False
         self.process.process.kill()
         self.process.process.wait(30)
 
