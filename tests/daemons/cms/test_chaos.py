@@ -29,7 +29,7 @@ from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, RemoteError
 from appliance.tls.context import client_context
-from tests.helpers.cluster import Cluster
+from tests.helpers.node_processes import Cluster
 from tests.helpers.cms import ccr
 from tests.helpers.history import INVOKED, OK, REFUSED, UNKNOWN, Event, Recorder, check
 from tests.helpers.postgres import Server
