@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -15,17 +16,17 @@ from appliance.certs.crossed import sent_beside
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import authority_name, serial_number
-from appliance.cms.audit import prune_audit
-from appliance.cms.backup import Backups, find_damage
+from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import Login, engine_for, is_sqlite
+from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
+from appliance.cms.nodes import Nodes
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -51,6 +52,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
@@ -63,8 +65,17 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
-_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate")
-"""Settings that matter only at a start."""
+_SURE_S: Final = 2.0
+"""Seconds for which a node must have had its database again before it answers searches."""
+_GIVES_UP_S: Final = 10.0
+"""Seconds without the database after which clients are sent to other nodes."""
+_AWAY_AT_ONCE: Final = 200
+_AWAY_PAUSE_S: Final = 0.1
+"""How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
+_FIXED: Final = (
+    "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate",
+)  # fmt: skip
+"""Settings that only a start reads."""
 
 
 class CertificateService:
@@ -79,8 +90,11 @@ class CertificateService:
         journal: Journal,
         tokens: TokenJournal,
         clock: Callable[[], datetime],
+        nodes: Nodes | None = None,
     ) -> None:
         self.settings = settings
+        self.nodes = nodes
+        """This node among those that share the database; None with an embedded database."""
         self.server_config = server_config
         self.authority = authority
         self.store = store
@@ -94,10 +108,19 @@ class CertificateService:
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
         )
-        self.readers = Readers(settings.db, fault=store._lost)
+        self.readers = Readers(store.database, fault=store._lost)
         self.lifecycle = Lifecycle(
             store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
         )
+        memory = self.lifecycle.memory
+        self.feed = Feed(store.database)
+        self.feed.on_change, self.feed.on_all = memory.change, memory.change_all
+        self.feed.on_ends, self.feed.on_look = self.lifecycle.others.take, self._looked
+        self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
+        self.feed.on_restored = self._restored
+        if nodes is not None:
+            self.lifecycle.sweep.rank = lambda: nodes.rank
+        store.on_restored = memory.change_all
         self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
         self.tasks = Tasks()
         self.counters = Counters()
@@ -122,7 +145,18 @@ class CertificateService:
         self.issuing = Issuing(issuer, self.lifecycle, self.names, settings.rules(), reserved=self._reserved)
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
-        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
+        publisher = self.publisher
+        publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
+        self._was_able = True
+        self._sending_away: asyncio.Task[None] | None = None
+        beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
+        self.upkeep = Upkeep(
+            settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
+        )
+        self.health.others.append(self.upkeep.audit.trouble)
+        self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
+        self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
@@ -148,13 +182,19 @@ class CertificateService:
             SecurityError: A keychain is not trustworthy.
         """
         settings = effective.settings
-        if is_sqlite(settings.db):
-            make_directory(settings.db)
+        is_file = is_sqlite(settings.db)
+        side = settings.db if is_file else effective.server.data_file("certs.db")
+        make_directory(side)
+        if is_file:
             check_not_lost(settings.db)
-        lock = Store(settings.db, "")
+        # A command has no part in the life of the nodes.
+        node = "" if is_file or beside else settings.node or socket.gethostname()[:64]
+        login = None if is_file else Login(settings.db_password, settings.db_tls_ca, node)
+        lock = Store(settings.db, "", login=login, side="" if is_file else side, wait_s=settings.db_wait_s)
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
         authority = None
+        nodes: Nodes | None = None
         try:
             if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
@@ -165,17 +205,19 @@ class CertificateService:
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
-            side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
-            make_directory(side)
             kind = OthersJournal if lock.beside else Journal
             journal = kind(side + JOURNAL, authority.issuer_id)
             tokens = TokenJournal(side + ".tokens")
+            if node:
+                nodes = Nodes(lock)
+                nodes.enter()
+                nodes.start()
         except BaseException:
             if authority is not None:
                 authority.issuer.signer.close()
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
+        service = cls(settings, effective.server, authority, lock, journal, tokens, clock, nodes)
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -216,10 +258,12 @@ class CertificateService:
             )
         self.store.start()
         self.readers.start()
+        await self.feed.start(self.lifecycle.known_to)
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
         )
+        gate.is_fresh, gate.gives_up = self.feed.is_fresh, self._gives_up
         server = Server(
             self.server_config,
             policy=self.policy,
@@ -240,17 +284,19 @@ class CertificateService:
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.authority.bundle
-        source = CMSSource(names, self.publisher)
+        source = self._source = CMSSource(names, self.publisher)
+        source.is_able = self.is_able
         source.add(self.create, *names.create)
         source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
         source.add(
             SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
         )
-        source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
+        source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         server.add_source("cms", source)
         self.health.others.append(lambda: self.authority.issuer.signer.trouble)
         self.health.others.append(lambda: self.token_journal.lost)
@@ -266,9 +312,23 @@ class CertificateService:
         await self.health.check()
         await server.start()
         self.server = server
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the other nodes what peers call this one, and where it is."""
+        certificate = None if self.own_keychain is None else self.own_keychain.certificate
+        if certificate is None:
+            return
+        node_id = subject_key_identifier(certificate).hex()[:8]
+        self.publisher.node = f"{self.names.issuer_id}:{node_id}"
+        if self.nodes is not None and self.server is not None:
+            self.nodes.node_id = node_id
+            self.nodes.address = f"{socket.gethostname()}:{self.server.tls_port}"
 
     async def stop(self) -> None:
         """Finish what was begun and close."""
+        if self._sending_away is not None:
+            self._sending_away.cancel()
         if self.server is not None:
             await self.server.stop()
             await self.publisher.stop()
@@ -281,11 +341,26 @@ class CertificateService:
 
     def close(self) -> None:
         """Close the database, and let go of the authority's key."""
+        if self.nodes is not None:
+            self.nodes.stop()
+        self.feed.close()
         self.authority.issuer.signer.close()
         self.store.close()
         self.readers.close()
         self.journal.close()
         self.token_journal.close()
+
+    def _looked(self) -> None:
+        """Do what waits for a database that can be read."""
+        self.lifecycle.memory.try_again()
+        self.lifecycle.others.go_on()
+        if self.nodes is not None:
+            self.nodes.seq = self.feed.seq
+
+    async def _restored(self, _seq: int, _hash: str) -> None:
+        """Have the database completed with what this service knows, because it has another history than before."""
+        self.store.look_back()
+        await self.store.submit(lambda _transaction: None, patient=True)
 
     async def reload(self, effective: CMSConfig) -> None:
         """Start to use a new configuration and the access security file: all of it or nothing.
@@ -297,10 +372,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if any(getattr(settings, key) != getattr(self.settings, key) for key in _AT_START):
-            raise ConfigurationError(
-                f"{', '.join(_AT_START)} cannot change while the service runs; restart it"
-            )
+        changed = [key for key in _FIXED if getattr(settings, key) != getattr(self.settings, key)]
+        if changed:
+            raise ConfigurationError(f"{', '.join(changed)} cannot change while the service runs; restart it")
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         assert self.policy is not None
@@ -310,11 +384,11 @@ class CertificateService:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
         await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
-        self.settings = settings
+        self.settings = self.upkeep.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
-        await self.lifecycle.adopt()
+        self.feed.look()
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
@@ -326,6 +400,7 @@ class CertificateService:
 
     def tick(self) -> bool:
         """Do everything that is due; return whether there is more."""
+        self._look_after_clients()
         return bool(self.lifecycle.tick()) | bool(self.publisher.tick())
 
     def pause(self, longest_s: float) -> float:
@@ -338,6 +413,54 @@ class CertificateService:
         ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
 
+    # -- with a database server ----------------------------------------------------------------------
+
+    def is_able(self) -> bool:
+        """Whether this node can answer what only the database knows, and will in a moment too."""
+        return self.feed.fresh_for_s() >= _SURE_S
+
+    def _gives_up(self) -> bool:
+        return self.feed.age_s() >= _GIVES_UP_S
+
+    def _look_after_clients(self) -> None:
+        """Send clients to other nodes while this one has no database, and say when it has it again."""
+        able, server = self.is_able(), self.server
+        if server is None or (able and self._was_able):
+            return
+        if able:
+            server.change_count += 1
+            if server._announcer is not None:
+                server._announcer.hurry()
+        elif (
+            self._gives_up() and self._sending_away is None and not self.feed.is_fresh() and self.has_others()
+        ):
+            self._sending_away = asyncio.get_running_loop().create_task(self._send_away(server))
+        self._was_able = able
+
+    def has_others(self) -> bool:
+        """Whether other nodes lived when the database was seen last."""
+        return self.nodes is not None and len(self.nodes.alive) > 1
+
+    async def _send_away(self, server: Server) -> None:
+        """Close the channels of PVs that need the database: the clients search, and find another node."""
+        try:
+            channels = [
+                channel for channel in server.channels() if channel.name not in self._source.without_database
+            ]
+            if channels:
+                _log.warning(
+                    "the database is lost, so %d channels are closed: their clients find another node",
+                    len(channels),
+                    extra={"event": "clients-sent-away"},
+                )
+            while channels and not self.feed.is_fresh():
+                for channel in channels[-_AWAY_AT_ONCE:]:
+                    channel.close()
+                del channels[-_AWAY_AT_ONCE:]
+                await asyncio.sleep(_AWAY_PAUSE_S)
+        finally:
+            self._sending_away = None
+
     async def renew(self) -> None:
         """Replace the service's own certificate before it expires. Existing connections stay up."""
         keychain, server = self.own_keychain, self.server
@@ -346,6 +469,7 @@ class CertificateService:
         try:
             self.own_keychain = await renew_own_keychain(self.settings, self.server_config, self.issuing)
             await server.set_tls(self._tls())
+            self._introduce()
         except ApplianceError as error:
             _log.error("the service's own certificate cannot be renewed: %s", error)
         else:
@@ -357,41 +481,6 @@ class CertificateService:
         assert self.own_keychain is not None
         required = self.server_config.tls_options.client_cert_required
         return server_context(self.own_keychain, require_client_cert=required)
-
-    async def backup(self) -> None:
-        """Make a periodic backup and remove the oldest."""
-        settings = self.settings
-        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
-        try:
-            made = await asyncio.get_running_loop().run_in_executor(
-                None, backups.make, time.time(), settings.backup_retention
-            )
-        except ApplianceError as error:
-            _log.error("%s", error)
-            self.health.backup = str(error)
-            return
-        self.health.backup = ""
-        _log.info("database backup %s", made)
-
-    async def look_after_database(self) -> None:
-        """Check the whole database, and remove records of the audit that are older than they are kept."""
-        store = self.store
-        if is_sqlite(store.where) and self.settings.integrity_check_interval_s:
-            damage = await asyncio.get_running_loop().run_in_executor(None, find_damage, store.where)
-            if damage and damage != self.health.damage:
-                _log.error("%s", damage, extra={"event": "database-damaged"})
-            self.health.damage = damage
-        days = self.settings.audit_retention_days
-        if days and not self.health.damage:
-            try:
-                removed = await prune_audit(store, self.clock(), days)
-            except ApplianceError as error:
-                _log.error("old records of the audit cannot be removed: %s", error)
-            else:
-                if removed:
-                    _log.info(
-                        "%d records of the audit were older than %d days and were removed", removed, days
-                    )
 
     # -- tokens --------------------------------------------------------------------------------------
 
