@@ -18,7 +18,7 @@ from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import Login, engine_for, is_sqlite
+from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -26,7 +26,8 @@ from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
-from appliance.cms.nodes import Nodes
+from appliance.cms.model import SERVICE, posix
+from appliance.cms.nodes import Nodes, forget_silent
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -52,6 +53,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -120,8 +122,14 @@ class CertificateService:
         self.feed.on_restored = self._restored
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
+            self.lifecycle.deliveries.is_alive = nodes.is_alive
+            store.restored = self._make_good
         store.on_restored = memory.change_all
-        self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
+        self.limits = (
+            None
+            if is_sqlite(settings.db)
+            else SharedLimits(lambda: store.database.connect("limits"), wait_s=settings.db_wait_s)
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -237,8 +245,41 @@ class CertificateService:
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
         preload_certificates(settings.preload, self.issuing)
         # Last, so that what was just recorded counts like any other certificate.
-        self.lifecycle.load()
+        self.lifecycle.load(self._doubted())
         self.replay.load(self.clock().timestamp())
+
+    def _doubted(self) -> list[str] | None:
+        """Return the nodes of whose undelivered certificates nobody knows what became of them; None: all."""
+        if self.nodes is not None:
+            others = [name for name in self.nodes.alive if name != self.nodes.name]
+            # Rows without a node are of a service that was alone.
+            return [self.nodes.name] if others else [self.nodes.name, ""]
+        return [] if self.store.beside or self.store.database.is_server else None
+
+    def _make_good(self, transaction: Transaction, seen: tuple[int, str]) -> None:
+        """Record again what a database has lost while this service ran, before anything else is written."""
+        now = self.clock()
+        again = self.lifecycle.revocations.make_good(transaction, posix(now))
+        self.replay.make_good(transaction, now.timestamp())
+        facts = {**SERVICE.facts(), "last": str(seen[0]), "hash": seen[1], "revoked_again": str(len(again))}
+        transaction.audit(posix(now), "restored", None, facts)
+
+    async def forget_silent_nodes(self) -> None:
+        """Have what dead nodes left behind looked after by one of those that live.
+
+        Raises:
+            StoreError: The database could not be used.
+        """
+        nodes = self.nodes
+        if nodes is None or nodes.rank or not nodes.silent:
+            return
+        at = posix(self.clock())
+        for name in await self.store.submit(lambda transaction: forget_silent(transaction, at)):
+            _log.warning(
+                "node %r is dead since a minute or more; it is a node no more until it starts again",
+                name,
+                extra={"event": "node-forgotten"},
+            )
 
     async def start(self) -> None:
         """Serve.
