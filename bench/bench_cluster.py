@@ -17,8 +17,8 @@ from appliance.pva.typed import encode_typed
 from bench import revocation
 from bench.table import Row
 from bench.wire import calls
-from tests.helpers.node_processes import Cluster
 from tests.helpers.cms import Process, ccr
+from tests.helpers.node_processes import Cluster
 from tests.helpers.postgres import Server
 
 CREATE = "CERT:CREATE"

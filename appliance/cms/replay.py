@@ -208,7 +208,7 @@ class StoredReplay:
         uses = [use._asdict() | unnamed for use in self._journal.read() or ()]
         if uses:
             transaction.connection.execute(_USE, uses)
-        _set(transaction.connection, VOID, int(now))
+        set_number(transaction.connection, VOID, int(now))
 
     async def use(
         self,

@@ -29,9 +29,9 @@ from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig
 from appliance.errors import ApplianceError, RemoteError
 from appliance.tls.context import client_context
-from tests.helpers.node_processes import Cluster
 from tests.helpers.cms import ccr
 from tests.helpers.history import INVOKED, OK, REFUSED, UNKNOWN, Event, Recorder, check
+from tests.helpers.node_processes import Cluster
 from tests.helpers.postgres import Server
 from tests.helpers.tokens import raw
 
@@ -42,6 +42,8 @@ TOKENS = 2
 """So many of the clients come with tokens, the others with a name and a proof of their key."""
 MORE = 3
 """So many certificates are issued after each action before the next one: it happened during load, and the load went on."""
+THINKING_S = 0.4
+"""Seconds that a client waits at most before its next request."""
 SECRET = "0123456789abcdef0123456789abcdef"
 IDP = "https://idp.example"
 CONFIG = f"""
@@ -84,13 +86,15 @@ class Load:
                 await self._more.wait()
 
     def _up(self) -> list[str]:
-        """The nodes that were not killed. A client that waits for a dead one would make no load."""
+        """The nodes that are neither killed nor frozen. A client that waits for one of these makes no load."""
         return [name for name, node in self.cluster.nodes.items() if node.is_up]
 
     async def run(self, number: int) -> None:
         dice = random.Random(f"{SEED} {number}")
         turn = 0
         while not self.stopping:
+            # A load that leaves processor time to the nodes that start.
+            await asyncio.sleep(dice.random() * THINKING_S)
             turn += 1
             subject = f"c{number}-{turn}"
             serial = await self.create(f"c{number}", subject, dice, with_token=number < TOKENS)
@@ -264,11 +268,13 @@ async def disturb(cluster: Cluster, load: Load, what: str) -> None:
         await load.progress(MORE)  # at the other node
         await asyncio.to_thread(node.start)
     elif kind == "freeze" and node is not None:
+        node.is_up = False
         node.signal(signal.SIGSTOP)
         try:
             await load.progress(MORE)  # if it has the writers' lock, the database takes it back
         finally:
             node.signal(signal.SIGCONT)
+            node.is_up = True
     elif kind == "database":
         await asyncio.to_thread(cluster.kill_database)
     else:
