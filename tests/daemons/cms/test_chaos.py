@@ -54,7 +54,7 @@ jwt:
     - {{mode: shared_secret, issuer: '{IDP}', shared_secret: '${{file:%s}}', audience: [cms], algorithms: [HS256], per_minute: 0}}
 """
 PASSING = re.compile(
-    r"retry in (\d+) s|cannot be (reached|read|written|asked|known)|the service stops|the database is closed|try again"
+    r"retry in (\d+) s|cannot be (reached|used|read|written|asked|known)|the service stops|the database is closed|try again"
 )
 """What a node says that cannot do it at present. Everything else would be a defect."""
 UNSURE = "it is not known whether this was done"
