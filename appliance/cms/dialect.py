@@ -80,7 +80,7 @@ def shown(where: str) -> str:
 def _url(where: str) -> sa.URL:
     try:
         url = sa.make_url(where)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         raise ConfigurationError(
             "the URL of the database server cannot be read; write postgresql+psycopg://ROLE@HOST/DATABASE",
             key="db",
@@ -185,8 +185,8 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
         "application_name": f"pvacms/{login.node}" if login.node else "pvacms",
         "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 5000,
     }  # fmt: skip
-    if not read_only:
-        arguments["target_session_attrs"] = "read-write"
+    # A standby may not know yet what was committed, so it is not asked either.
+    arguments["target_session_attrs"] = "primary" if read_only else "read-write"
     if not all(map(_is_here, _hosts(url))):
         arguments["sslmode"] = "verify-full"
     if login.tls_ca:

@@ -173,7 +173,8 @@ class Health:
             if not done:
                 probe.cancel()
                 return self._lost() or "the database does not answer"
-        self._states = Counter({CertState(state): number for state, number in (await probe).items()})
+        by_state = await probe
+        self._states = Counter({CertState(state): number for state, number in by_state.items()})
         return ""
 
     def _lost(self) -> str:

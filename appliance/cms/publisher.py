@@ -37,7 +37,7 @@ from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.transaction import CertRecord
-from appliance.errors import ApplianceError, RequestRefused
+from appliance.errors import ApplianceError, DatabaseLost, RequestRefused
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
@@ -225,7 +225,7 @@ class StatusPV(Handler):
         def begin(error: ApplianceError | None) -> None:
             if not subscription.alive:
                 return
-            if isinstance(error, CannotKnow):
+            if isinstance(error, (CannotKnow, DatabaseLost)):
                 subscription.channel.close()
                 return
             if error is not None or self.store is None:

@@ -60,15 +60,7 @@ class Readers:
         fault = self._fault()
         if fault is not None:
             raise fault
-        connection = self._database.connect(role, read_only=True)
-        if self._database.is_server:
-            with connection.begin():
-                behind = connection.exec_driver_sql("SELECT pg_is_in_recovery()").scalar()
-            if behind:
-                connection.close()
-                # It may lack what the primary has committed, and what it lacks would be taken for unknown.
-                raise DatabaseLost(f"the database {self._database.name} is a standby at present")
-        return connection
+        return self._database.connect(role, read_only=True)
 
     def start(self) -> None:
         """Connect now, and not with the first question."""

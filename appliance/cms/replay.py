@@ -197,18 +197,19 @@ class StoredReplay:
         journal.write(uses)
 
     def make_good(self, transaction: Transaction, now: float) -> None:
-        """Record what only the file knows in a database that has lost something while this service ran, in a job.
+        """Record again what a database has lost while the service ran; tokens of before are void.
 
-        Other nodes' uses may be lost too, so tokens that were issued before this moment are void.
-
-        Raises:
-            ApplianceError: The file cannot be read.
+        Args:
+            transaction: The transaction, in the database's thread.
+            now: The present time (POSIX seconds).
         """
+        connection = transaction.connection
         unnamed = {"node": self._store.node, "key_id": "", "usage": "", "used_at": 0}
         uses = [use._asdict() | unnamed for use in self._journal.read() or ()]
         if uses:
-            transaction.connection.execute(_USE, uses)
-        set_number(transaction.connection, VOID, int(now))
+            connection.execute(_USE, uses)
+        # Nobody knows what other nodes have used.
+        set_number(connection, VOID, int(now))
 
     async def use(
         self,

@@ -75,16 +75,8 @@ class Revocations:
             The certificates that were revoked again.
         """
         checkpoint = self._checkpoint(transaction)
-        journal = self._journal
-        numbers: Iterable[int] = journal.known
-        if checkpoint is not None:
-            numbers = [serial for serial in journal.after(checkpoint.octets) if serial in journal.known]
-        restored = self._revoke_all_again(transaction, numbers, now)
-        if restored:
-            _log.warning(
-                "%d certificates were revoked again: the database was restored from a backup", len(restored)
-            )
-        if journal.is_own:
+        restored = self._revoke_all_again(transaction, checkpoint, now)
+        if self._journal.is_own:
             self._add_missing(transaction, checkpoint)
         self._settled = transaction.audit_head[0]
         return restored
@@ -99,17 +91,26 @@ class Revocations:
         Returns:
             The certificates that were revoked again.
         """
-        # A copy, because the event loop adds to it.
-        return self._revoke_all_again(transaction, list(self._journal.known), now)
+        return self._revoke_all_again(transaction, self._checkpoint(transaction), now)
 
     def _revoke_all_again(
-        self, transaction: Transaction, numbers: Iterable[int], now: int
+        self, transaction: Transaction, checkpoint: _Checkpoint | None, now: int
     ) -> list[CertRecord]:
-        return [
+        journal = self._journal
+        # A copy, because the event loop adds to it.
+        numbers = list(journal.known)
+        if checkpoint is not None:
+            numbers = [serial for serial in journal.after(checkpoint.octets) if serial in journal.known]
+        restored = [
             self._revoke_again(transaction, serial, now)
             for batch in _batches(numbers)
             for serial in self._live(transaction, batch)
         ]
+        if restored:
+            _log.warning(
+                "%d certificates were revoked again: the database was restored from a backup", len(restored)
+            )
+        return restored
 
     def _checkpoint(self, transaction: Transaction) -> _Checkpoint | None:
         """Return the checkpoint if it is about this file and this audit."""

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
@@ -123,12 +124,10 @@ class CertificateService:
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
             self.lifecycle.deliveries.is_alive = nodes.is_alive
-            store.restored = self._make_good
-        store.on_restored = memory.change_all
         self.limits = (
             None
             if is_sqlite(settings.db)
-            else SharedLimits(lambda: store.database.connect("limits"), wait_s=settings.db_wait_s)
+            else SharedLimits(partial(store.database.connect, "limits"), wait_s=settings.db_wait_s)
         )
         self.tasks = Tasks()
         self.counters = Counters()
@@ -154,6 +153,10 @@ class CertificateService:
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
+        self.health.others.append(self._unseen)
+        self.health.numbers["certs_watched"] = lambda: len(memory.watched)
+        self.health.numbers["feed_lag_ms"] = lambda: int(self.feed.age_s() * 1000) if self.server else 0
+        self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
         publisher = self.publisher
         publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
         self._was_able = True
@@ -170,6 +173,23 @@ class CertificateService:
         self.create: CreatePV | None = None
         self.own_keychain: Keychain | None = None
         self._own_key: tuple[Keychain, frozenset[str]] | None = None
+
+        store.restored = self._make_good
+        store.on_restored = self.lifecycle.memory.change_all
+
+    def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
+        """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
+        now = self.clock()
+        self.lifecycle.revocations.make_good(transaction, posix(now))
+        self.replay.make_good(transaction, now.timestamp())
+        facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
+        transaction.audit(posix(now), "restored", None, facts)
+        _log.warning(
+            "the database %s is older than before, or another history of it: revocations and used tokens were recorded again, and "
+            "tokens that were issued before now are refused",
+            self.store.database.name,
+            extra={"event": "database-restored"},
+        )
 
     @classmethod
     def open(
@@ -255,14 +275,6 @@ class CertificateService:
             # Rows without a node are of a service that was alone.
             return [self.nodes.name] if others else [self.nodes.name, ""]
         return [] if self.store.beside or self.store.database.is_server else None
-
-    def _make_good(self, transaction: Transaction, seen: tuple[int, str]) -> None:
-        """Record again what a database has lost while this service ran, before anything else is written."""
-        now = self.clock()
-        again = self.lifecycle.revocations.make_good(transaction, posix(now))
-        self.replay.make_good(transaction, now.timestamp())
-        facts = {**SERVICE.facts(), "last": str(seen[0]), "hash": seen[1], "revoked_again": str(len(again))}
-        transaction.audit(posix(now), "restored", None, facts)
 
     async def forget_silent_nodes(self) -> None:
         """Have what dead nodes left behind looked after by one of those that live.
@@ -459,6 +471,12 @@ class CertificateService:
     def is_able(self) -> bool:
         """Whether this node can answer what only the database knows, and will in a moment too."""
         return self.feed.fresh_for_s() >= _SURE_S
+
+    def _unseen(self) -> str:
+        """Return for how long nothing of what other nodes do has been seen, if that is too long."""
+        if self.server is None or self.feed.is_fresh():
+            return ""
+        return "what other nodes have done is not known, so no status is signed that they could have changed"
 
     def _gives_up(self) -> bool:
         return self.feed.age_s() >= _GIVES_UP_S

@@ -78,6 +78,9 @@ METRICS: Final = StructType(
         ("certs_scheduled_offline", UINT64),
         ("audit_seq", UINT64),
         ("audit_verified_seq", UINT64),
+        ("certs_watched", UINT64),
+        ("feed_lag_ms", UINT64),
+        ("db_reconnects", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
+from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
 from appliance.errors import ConfigurationError
-from tests.helpers.cms import Process, ccr, client
-from tests.helpers.postgres import PASSWORD, Server, raw
+from tests.helpers.cms import Process, ccr, client, plain, running
+from tests.helpers.postgres import PASSWORD, Engine, Server, raw
 
 URL = "postgresql+psycopg://pvacms@127.0.0.1:{port}/{name}"
 
@@ -108,6 +111,42 @@ async def test_a_node_survives_the_restart_of_its_database_and_says_so_meanwhile
                 found = await health(context, db_ok=True)
                 assert not found["alarm.message"]
             assert node.stop()[0] == 0
+
+
+async def test_what_a_database_has_lost_while_the_service_runs_is_recorded_again(
+    tmp_path, postgres, monkeypatch
+):
+    made = Engine("postgresql", postgres)
+    monkeypatch.setattr("tests.helpers.cms.ENGINE", made)
+    async with (
+        running(tmp_path, node="a", require_client_approval=False) as service,
+        plain(service) as anyone,
+    ):
+        reply = await anyone.rpc("CERT:CREATE", ccr("alice"))
+        lifecycle = service.lifecycle
+        assert lifecycle.state(await lifecycle.find(reply["serial"])) is CertState.VALID
+        name = made.db(tmp_path).partition("@/")[2].partition("?")[0]
+        (before,) = postgres.sql("SELECT max(seq) FROM audit", name)[0]
+        await lifecycle.revoke(reply["serial"], SERVICE)
+        # The server loses the last commits, as a standby that takes over may have.
+        postgres.sql(f"DELETE FROM audit WHERE seq > {before}", name)
+        postgres.sql("UPDATE certs SET state = 'VALID', barred = false WHERE cn = 'alice'", name)
+        postgres.sql(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        )
+        await lifecycle.note("test", None, SERVICE, {})
+        record = await service.store.submit(lambda transaction: transaction.get(reply["serial"]))
+        assert record.state is CertState.REVOKED
+        rows = postgres.sql(f"SELECT action, record FROM audit WHERE seq > {before} ORDER BY seq", name)
+        assert [action for action, _ in rows] == ["revoke", "restored", "test"]
+        assert json.loads(rows[1][1])["last"] == str(before + 1)
+        assert int(postgres.sql("SELECT value FROM meta WHERE key = 'tokens_void'", name)[0][0]) > 0
+        await service.health.check()
+        async with plain(service) as other:
+            told = await other.get("CERT:HEALTH")
+        assert "the database was older than before" in told["alarm.message"]
+    assert verify_audit(made.db(tmp_path)).intact
+    made.close()
 
 
 def refused(node: Node, *arguments: str) -> str:

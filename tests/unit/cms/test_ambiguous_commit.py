@@ -269,6 +269,8 @@ async def test_a_database_that_has_lost_commits_is_made_good_before_anything_els
             "create",
         ]
     # It is told once, and a reconnection to the same history is none of it.
+    site.store.look_back()
+    await site.store.submit(issue(6))
     site.proxy.cut()
     site.proxy.mend()
     await site.store.submit(issue(5))

@@ -75,6 +75,7 @@ def test_nodes_see_each_other_and_one_that_is_stopped_is_gone(site):
     site.until(lambda: a.alive == b.alive == ["a", "b"] and a.members[1].node_id == "89abcdef")
     found = a.members[1]
     assert (found.address, found.seq, found.schema) == ("hostb:5076", 7, "0004")
+    assert found.started_at <= found.seen_at
     assert (a.rank, b.rank) == (0, 1)
     assert {member.number for member in a.members} == {1, 2}
     site.end(a)

@@ -186,11 +186,12 @@ async def test_what_a_database_has_lost_while_the_service_ran_is_revoked_again(s
     site.revoke(2)
 
     def lose(transaction):
-        transaction.connection.exec_driver_sql("UPDATE certs SET state = 'VALID' WHERE serial IN (1, 2)")
+        """What came after the checkpoint, as when a standby takes over that did not have it yet."""
+        transaction.connection.exec_driver_sql("UPDATE certs SET state = 'VALID' WHERE serial = 2")
 
     site.store.run(lose)
     again = site.store.run(lambda transaction: site.revocations.make_good(transaction, 7))
-    assert sorted(record.serial for record in again) == [1, 2], "also what is before the checkpoint"
+    assert [record.serial for record in again] == [2]
     assert [site.state(serial) for serial in (1, 2, 3)] == [
         CertState.REVOKED,
         CertState.REVOKED,
