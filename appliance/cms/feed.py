@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -346,15 +346,15 @@ class OthersRevocations:
     Args:
         readers: Read the database.
         journal: The journal of this node.
-        issuer: Returns the identifier of the authority whose certificates these are.
+        issuers: Returns the identifiers of the authorities whose certificates these are.
     """
 
-    def __init__(self, readers: Readers, journal: Journal, issuer: Callable[[], str]) -> None:
+    def __init__(self, readers: Readers, journal: Journal, issuers: Callable[[], Iterable[str]]) -> None:
         self.seq: int | None = None
         """Number of the last audit record whose revocation is in the journal; None before the first one."""
         self._readers = readers
         self._journal = journal
-        self._issuer = issuer
+        self._issuers = issuers
         self._waiting: deque[tuple[Sequence[int], int]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -394,7 +394,7 @@ class OthersRevocations:
 
     async def _add(self, serials: Sequence[int]) -> None:
         query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
-            certs.c.issuer == self._issuer(),
+            certs.c.issuer.in_(list(self._issuers())),
             certs.c.serial.in_(serials),
             certs.c.state == CertState.REVOKED.value,
         )

@@ -29,6 +29,7 @@ from appliance.cms.inherit import (
     Deliveries,
     answer_lost,
     approved_before,
+    changes_authority,
     is_alike,
     key_problem,
     may_supersede,
@@ -110,7 +111,7 @@ class Lifecycle:
         self.clock = clock
         self.readers = readers
         self.memory = Memory(
-            readers, lambda: store.issuer, learned=self._learned, told=self._changed_elsewhere
+            readers, lambda: store.authorities, learned=self._learned, told=self._changed_elsewhere
         )
         self.clockwork = Clockwork(clock, self.memory.watched, crossed=self._crossed, hinted=self._tell)
         self.sweep = Sweep(store, readers, told=self._told, done=self._swept, pending_s=pending_s)
@@ -118,7 +119,7 @@ class Lifecycle:
         self.waiting = WaitingRequests()
         self.deliveries = Deliveries()
         store.unclaimed = self._unclaimed
-        self.others = OthersRevocations(readers, journal, lambda: store.issuer)
+        self.others = OthersRevocations(readers, journal, lambda: store.authorities)
         self.revocations = Revocations(store, journal, heard=self._heard)
         self.known_to: int | None = None
         """Number of the last audit record that `load` knew of; None before it."""
@@ -235,7 +236,8 @@ class Lifecycle:
             if request.repeated and not lost and any(is_alike(request, old) for old, _ in live):
                 raise refuse(transaction, USED_BEFORE)
             try:
-                decision = judge(request, [(old, state) for old, state in live if old not in lost], now)
+                own = [(old, state) for old, state in live if old.issuer == transaction.issuer]
+                decision = judge(request, [(old, state) for old, state in own if old not in lost], now)
             except RequestRefused as refusal:
                 raise refuse(transaction, str(refusal)) from None
             if isinstance(decision, Renewed):
@@ -258,7 +260,7 @@ class Lifecycle:
                 reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
-                elif not request.roll_over:
+                elif not request.roll_over and not changes_authority(request, old, transaction.issuer):
                     raise refuse(transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT))
             if isinstance(decision, Fresh):
                 others.append(self._renew(transaction, request, decision.release, 0, actor, now))

@@ -27,7 +27,7 @@ from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
 from appliance.cms.inuse import InUse
-from appliance.cms.transaction import Job, NextAt, StoreError, Transaction, not_computed
+from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
 from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
 
 __all__ = ["Store"]
@@ -166,6 +166,8 @@ class Store:
         """
         self.where = where
         self.issuer = issuer
+        self.known: Authorities = {}
+        """The authorities in the database's table; empty until that was read."""
         self.database = Database(where, login)
         self.node = self.database.login.node
         """Name of this node, for the rows that it records."""
@@ -228,6 +230,11 @@ class Store:
         return failed_at is None or time.monotonic() - failed_at >= TOLD_EVERY_S
 
     # -- life --------------------------------------------------------------------------------------
+
+    @property
+    def authorities(self) -> Authorities:
+        """All authorities whose certificates count; `issuer` is the one that issues."""
+        return self.known or {self.issuer: None}
 
     def open(self, *, beside: bool = False) -> None:
         """Lock the database for this process and update its schema.
@@ -430,7 +437,13 @@ class Store:
         begun = connection.begin()
         try:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
-            transaction = Transaction(connection, self.issuer, node=self.node, next_at=self.next_at)
+            transaction = Transaction(
+                connection,
+                self.issuer,
+                node=self.node,
+                next_at=self.next_at,
+                authorities=self.authorities,
+            )
             looks_back, self._looks_back = self._looks_back, False
             if looks_back and self._seen is not None and not self._is_continued(connection):
                 self._looks_back = True  # until it is committed
@@ -727,7 +740,12 @@ class Store:
             with connection.begin():
                 known = self._audit_head if self._alone(connection) else None
                 transaction = Transaction(
-                    connection, self.issuer, known, node=self.node, next_at=self.next_at
+                    connection,
+                    self.issuer,
+                    known,
+                    node=self.node,
+                    next_at=self.next_at,
+                    authorities=self.authorities,
                 )
                 self._audit_head = None
                 transaction.prefetch(subjects, keys)
