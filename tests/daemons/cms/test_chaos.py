@@ -42,8 +42,8 @@ TOKENS = 2
 """So many of the clients come with tokens, the others with a name and a proof of their key."""
 MORE = 3
 """So many certificates are issued after each action before the next one: it happened during load, and the load went on."""
-THINKING_S = 0.4
-"""Seconds that a client waits at most before its next request."""
+THINKING_S = 1.0
+"""While a node starts each client waits for so long at most before its next request, so that the start has processor time."""
 SECRET = "0123456789abcdef0123456789abcdef"
 IDP = "https://idp.example"
 CONFIG = f"""
@@ -71,6 +71,7 @@ class Load:
         self.contexts = contexts
         self.issuer = cluster.administrator.anchors[0]
         self.stopping = False
+        self.is_calm = False
         self.issued: list[int] = []
         self.pv: dict[int, str] = {}
         self.revoked: set[int] = set()
@@ -93,8 +94,8 @@ class Load:
         dice = random.Random(f"{SEED} {number}")
         turn = 0
         while not self.stopping:
-            # A load that leaves processor time to the nodes that start.
-            await asyncio.sleep(dice.random() * THINKING_S)
+            if self.is_calm:
+                await asyncio.sleep(dice.random() * THINKING_S)
             turn += 1
             subject = f"c{number}-{turn}"
             serial = await self.create(f"c{number}", subject, dice, with_token=number < TOKENS)
@@ -266,7 +267,9 @@ async def disturb(cluster: Cluster, load: Load, what: str) -> None:
     if kind == "kill" and node is not None:
         await asyncio.to_thread(node.kill)
         await load.progress(MORE)  # at the other node
+        load.is_calm = True
         await asyncio.to_thread(node.start)
+        load.is_calm = False
     elif kind == "freeze" and node is not None:
         node.is_up = False
         node.signal(signal.SIGSTOP)
@@ -362,9 +365,14 @@ async def _all(cluster: Cluster, load: Load, done: Counter[str]) -> None:
 
 
 async def revoke_all(load: Load, node: str, serials: list[int]) -> None:
+    """Revoke all of them at one node, some at a time."""
     dice = random.Random(SEED)
-    for serial in serials:
-        await load.revoke("the end", serial, dice, nodes=node)
+
+    async def some(part: list[int]) -> None:
+        for serial in part:
+            await load.revoke("the end", serial, dice, nodes=node)
+
+    await asyncio.gather(*(some(serials[number::CLIENTS]) for number in range(CLIENTS)))
 
 
 async def states(load: Load, *, all_revoked: bool = False) -> dict[str, dict[int, str]]:
