@@ -95,8 +95,8 @@ class CertificateService:
         tokens: TokenJournal,
         clock: Callable[[], datetime],
         *,
-        held: Held = Held(),  # noqa: B008 - immutable
         nodes: Nodes | None = None,
+        held: Held = Held(),  # noqa: B008 - immutable
     ) -> None:
         self.settings = settings
         self.nodes = nodes
@@ -265,7 +265,7 @@ class CertificateService:
             lock.close()
             raise
         service = cls(
-            settings, effective.server, authority, lock, journal, tokens, clock, held=held, nodes=nodes
+            settings, effective.server, authority, lock, journal, tokens, clock, nodes=nodes, held=held
         )
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
@@ -27,6 +27,7 @@ from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
 from appliance.cms.inuse import InUse
+from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
 from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
 
@@ -54,93 +55,12 @@ _WRITING: Final = 37428
 _START_S: Final = 60.0
 """Seconds for which a start waits for a server that cannot be reached, and for another start."""
 
-Results = list[tuple[Any, Exception | None]]
-
-
-class _Waiting:
-    __slots__ = (
-        "future",
-        "is_late",
-        "is_open",
-        "job",
-        "keys",
-        "subjects",
-        "timer",
-        "trial",
-    )
-
-    def __init__(
-        self,
-        job: Job,
-        subjects: tuple[str, ...] = (),
-        keys: tuple[tuple[str, str], ...] = (),
-        future: asyncio.Future[Any] | None = None,
-        *,
-        trial: bool = False,
-    ) -> None:
-        self.job = job
-        self.subjects = subjects
-        self.keys = keys
-        self.future = future
-        self.trial = trial
-        self.timer: asyncio.TimerHandle | None = None
-        self.is_late = False
-        """Whether its waiter has been told that the database is lost."""
-        self.is_open = False
-        """Whether its commit was sent, and nothing is known of it."""
-
-    def expire(self, why: Callable[[], str]) -> None:
-        """Tell the waiter, on its event loop, that the database is lost."""
-        if self.future is None or self.future.done():
-            return
-        # In this order: the writer says first that it commits, and looks then who has given up.
-        self.is_late = True
-        self.future.set_exception(
-            DatabaseLost(f"the certificate database cannot be reached{why()}; {self.fate}")
-        )
-
-    @property
-    def fate(self) -> str:
-        """What is known of the job when its waiter gives up."""
-        if self.is_open:
-            return "it is not known whether this was done; ask again, it is safe"
-        return "nothing was done"
-
-
 _LAST_COMMIT: Final = (
     sa.update(schema.nodes)
     .where(schema.nodes.c.node == sa.bindparam("me"))
     .values(last_commit=sa.bindparam("token"))
 )
 _NOTIFY: Final = sa.text(f"SELECT pg_notify('{CHANNEL}', :seq)")
-
-
-class _Question(NamedTuple):
-    """A commit whose answer was lost."""
-
-    token: str
-    group: Sequence[_Waiting]
-    results: Results
-    head: tuple[int, str]
-
-
-class _Again(Exception):  # noqa: N818 - it never leaves this module
-    """Somebody has given up in the last moment."""
-
-
-class _Unsure(Exception):  # noqa: N818 - it never leaves this module
-    def __init__(self, question: _Question) -> None:
-        super().__init__()
-        self.question = question
-
-
-def _merged(group: Sequence[_Waiting], done: Sequence[_Waiting], results: Results) -> Results:
-    """Return results for all of a group of which only ``done`` was done; the others' waiters know already."""
-    if len(done) == len(group):
-        return results
-    of = {id(item): result for item, result in zip(done, results, strict=True)}
-    nothing = (None, DatabaseLost("nothing was done"))
-    return [of.get(id(item), nothing) for item in group]
 
 
 class Store:
@@ -166,9 +86,9 @@ class Store:
         """
         self.where = where
         self.issuer = issuer
+        self.database = Database(where, login)
         self.known: Authorities = {}
         """The authorities in the database's table; empty until that was read."""
-        self.database = Database(where, login)
         self.node = self.database.login.node
         """Name of this node, for the rows that it records."""
         self.wait_s = wait_s
@@ -193,7 +113,7 @@ class Store:
         self._id = ""
         self._seen: tuple[int, str] | None = None
         """With a server: the last audit record that this process has seen."""
-        self._question: _Question | None = None
+        self._question: Question | None = None
         self._looks_back = False
         self._backoff = Backoff()
         self._closing = threading.Event()
@@ -211,7 +131,7 @@ class Store:
         """The audit's last record, while it is certain."""
         self._version = -1
         """SQLite's counter of commits by others: another command may have worked on the database."""
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
         self._in_use = InUse()
         self._connection: sa.Connection | None = None
@@ -425,11 +345,11 @@ class Store:
         """Have the next commit check whether the database still has all that was seen in it; any thread may ask."""
         self._looks_back = True
 
-    def _once(self, connection: sa.Connection, group: Sequence[_Waiting], *, trial: bool) -> Results:
+    def _once(self, connection: sa.Connection, group: Sequence[Waiting], *, trial: bool) -> Results:
         """Do a group in one transaction of a database server.
 
         Raises:
-            _Unsure: It is not known whether it was committed.
+            Unsure: It is not known whether it was committed.
         """
         results: Results = []
         token = str(uuid.uuid4())
@@ -438,11 +358,7 @@ class Store:
         try:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
             transaction = Transaction(
-                connection,
-                self.issuer,
-                node=self.node,
-                next_at=self.next_at,
-                authorities=self.authorities,
+                connection, self.issuer, node=self.node, next_at=self.next_at, authorities=self.authorities
             )
             looks_back, self._looks_back = self._looks_back, False
             if looks_back and self._seen is not None and not self._is_continued(connection):
@@ -471,7 +387,7 @@ class Store:
             for item in group:
                 item.is_open = True
             if any(item.is_late for item in group):
-                raise _Again  # noqa: TRY301 - the handler below takes all of it back
+                raise Again  # noqa: TRY301 - the handler below takes all of it back
         except BaseException:
             with contextlib.suppress(Exception):
                 begun.rollback()
@@ -482,7 +398,7 @@ class Store:
             begun.commit()
         except sa.exc.DBAPIError as error:
             if kind_of(error) == "lost":
-                raise _Unsure(_Question(token, group, results, head)) from error
+                raise Unsure(Question(token, group, results, head)) from error
             for item in group:
                 item.is_open = False
             raise
@@ -501,7 +417,7 @@ class Store:
         if (self._told or self._failed_at is not None) and (not trial or self.healthy):
             self._recovered()
 
-    def _settle(self, connection: sa.Connection) -> _Question | None:
+    def _settle(self, connection: sa.Connection) -> Question | None:
         """Answer an open question; return it if what it is about was committed."""
         question = self._question
         if question is None:
@@ -515,7 +431,7 @@ class Store:
         self._committed(question.head, trial=True)
         return question
 
-    def _on_server(self, group: Sequence[_Waiting], *, trial: bool, until: float) -> Results:
+    def _on_server(self, group: Sequence[Waiting], *, trial: bool, until: float) -> Results:
         """Do a group, also if the server has to be found again meanwhile; at ``until`` it fails."""
         why: BaseException | None = None
         doing = group
@@ -525,16 +441,16 @@ class Store:
                 question = self._settle(connection)
                 if question is not None:
                     if question.group is doing:
-                        return _merged(group, doing, question.results)
+                        return merged(group, doing, question.results)
                     self._hand_over(question.group, question.results)
                 # Those whose waiters have given up meanwhile are not begun again.
                 doing = [item for item in group if not item.is_late]
                 if not doing:
                     break
                 results = self._once(connection, doing, trial=trial)
-            except _Again:
+            except Again:
                 continue
-            except _Unsure as unsure:
+            except Unsure as unsure:
                 self._question = unsure.question
                 why = unsure.__cause__
                 self._drop(why or unsure)
@@ -554,7 +470,7 @@ class Store:
                 return self._each_alone(group, error, trial=trial, until=until)
             else:
                 self._backoff.reset()
-                return _merged(group, doing, results)
+                return merged(group, doing, results)
             if self.fatal or time.monotonic() >= until:
                 break
             if self._closing.wait(self._backoff.next_s()) and self._connection is None:
@@ -568,7 +484,7 @@ class Store:
         return [(None, lost)] * len(group)
 
     def _each_alone(
-        self, group: Sequence[_Waiting], error: Exception, *, trial: bool, until: float
+        self, group: Sequence[Waiting], error: Exception, *, trial: bool, until: float
     ) -> Results:
         """Do the jobs of a group that failed one by one, so that none fails because of another."""
         if len(group) > 1:
@@ -578,7 +494,7 @@ class Store:
         failure.__cause__ = error
         return [(None, failure)]
 
-    def _hand_over(self, group: Sequence[_Waiting], results: Results) -> None:
+    def _hand_over(self, group: Sequence[Waiting], results: Results) -> None:
         if group and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver, group, results)
@@ -611,7 +527,7 @@ class Store:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _deliver(self, group: Sequence[_Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
+    def _deliver(self, group: Sequence[Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
         if len(group) > _AT_ONCE:
             # What follows is a signature for each. Meanwhile others' requests are read, and the next commit begins.
             loop = self._loop
@@ -655,7 +571,7 @@ class Store:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        item = _Waiting(job, subjects, () if key is None else (key,), future, trial=trial)
+        item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial)
         if self.database.is_server and not patient:
             item.timer = loop.call_later(self.wait_s, item.expire, self._why)
         self._loop = loop
@@ -668,7 +584,7 @@ class Store:
     def run(self, job: Callable[[Transaction], _T]) -> _T:
         """Do one job now, before `start`. Raises what the job raises, StoreError, or DatabaseLost."""
         if self.database.is_server:
-            item = _Waiting(job)
+            item = Waiting(job)
             result, error = self._on_server((item,), trial=False, until=time.monotonic() + self.wait_s)[0]
         else:
             result, error = self._commit([job], ())[0]
