@@ -27,11 +27,11 @@ from appliance.cms.journal import Journal, JournalError
 from appliance.cms.reading import Readers
 from appliance.cms.schema import audit, certs
 from appliance.cms.store import CHANNEL
-from appliance.cms.transaction import ENDS, StoreError
+from appliance.cms.transaction import StoreError
 from appliance.daemon.audit import GENESIS
 from appliance.errors import ApplianceError, DatabaseLost
 
-__all__ = ["FRESH_S", "Feed", "OthersRevocations"]
+__all__ = ["ENDS", "FRESH_S", "Feed", "OthersRevocations"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ _AGAIN_S: Final = 1.0
 _AT_ONCE: Final = 5000
 _NO_CHANGE: Final = frozenset(("refuse", "prune"))
 """Actions that leave every certificate as it is. What a later release does is taken for a change."""
+ENDS: Final = ("revoke", "deny", "lapse")
+"""Actions after which a certificate may be REVOKED."""
 _A: Final = audit.c
 _HEAD: Final = sa.select(_A.seq, _A.hash).order_by(_A.seq.desc()).limit(1)
 _NEWS: Final = (

@@ -15,10 +15,11 @@ import sqlalchemy as sa
 
 from appliance.certs.status import CertState
 from appliance.cms import schema
+from appliance.cms.feed import ENDS
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
-from appliance.cms.transaction import ENDS, CertRecord, Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 
 __all__ = ["Revocations"]
 

@@ -15,7 +15,6 @@ from appliance.daemon.audit import GENESIS, canonical, chain
 from appliance.errors import ApplianceError
 
 __all__ = [
-    "ENDS",
     "IN_DOUBT",
     "LIVE",
     "Authorities",
@@ -38,8 +37,6 @@ _LARGEST: Final = (1 << 63) - 1
 """The largest serial number that is issued and that the database can hold."""
 _MAX_FACT: Final = 1024
 IN_DOUBT: Final = 2
-ENDS: Final = frozenset(("revoke", "deny", "lapse"))
-"""Actions of the audit that end a certificate, which is then REVOKED."""
 LIVE: Final = (
     CertState.VALID,
     CertState.PENDING,
