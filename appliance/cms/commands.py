@@ -91,6 +91,9 @@ def do_command(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) ->
         sys.stdout.write(f"Database backup created : {back_up(database(), options.backup)}\n")
         return EXIT_OK
     if options.copy_db is not None:
+        if any("://" in where for where in options.copy_db):
+            # The server's password, and what proves who it is, are settings.
+            resolve()
         return _copy(*options.copy_db)
     if options.restored:
         return _restored(resolve())

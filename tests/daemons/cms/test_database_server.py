@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +265,34 @@ def test_the_server_proves_by_tls_who_it_is(tmp_path):
             ) == [(True,)]
             node.process.send_signal(signal.SIGTERM)
             assert node.wait()[0] == 0
+
+
+async def test_commands_and_backups_log_in_as_the_service_does(tmp_path, postgres):
+    name, moved = postgres.empty(), postgres.empty()
+    db = URL.format(port=postgres.port, name=name)
+    node = Node(tmp_path, "a", db, backup_interval_s="60")
+
+    def command(*arguments: str, of: Node = node) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "appliance.cli.pvacms", "--config", of.config, *arguments],
+            capture_output=True, text=True, check=False, timeout=60, cwd=of.directory,
+            env={**os.environ, "XDG_DATA_HOME": str(of.directory / "data"), "XDG_CONFIG_HOME": str(of.directory / "config")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+        return done.stdout
+
+    with node.process() as process:
+        process.ready()
+        async with client(process.tcp_port) as context:
+            await context.rpc("CERT:CREATE", ccr("alice"))
+        assert "audit intact" in command("--audit-verify")
+        assert "audit exported" in command("--audit-export", str(tmp_path / "audit.jsonl"))
+        command("--backup", str(tmp_path / "backup.db"))
+    to = URL.format(port=postgres.port, name=moved)
+    other = Node(tmp_path, "b", to)
+    assert "Database copied" in command("--copy-db", str(tmp_path / "backup.db"), to, of=other)
+    assert "audit intact" in command("--audit-verify", of=other)
+    assert "Database restored" in command("--restored", of=other.takes_authority_of(node))
+    postgres.drop(name)
+    postgres.drop(moved)
