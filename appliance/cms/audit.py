@@ -26,7 +26,9 @@ __all__ = [
     "Sealed",
     "beginning",
     "export_audit",
+    "export_old",
     "last_number",
+    "old_records",
     "prune_audit",
     "verify_audit",
     "verify_exported",
@@ -293,10 +295,19 @@ class _Records:
             yield record, stored
 
 
-async def prune_audit(store: Store, now: datetime, days: int) -> int:
+async def prune_audit(
+    store: Store, now: datetime, days: int, *, up_to: int | None = None, exported: str = ""
+) -> int:
     """Remove records that are older than ``days``; the newest record always stays.
 
     The chain can still be checked from there on. Each removal is a record itself.
+
+    Args:
+        store: The database.
+        now: The present time, aware.
+        days: How long records are kept.
+        up_to: Number of the last record that may be removed; None: any.
+        exported: File that has these records, for the audit.
 
     Returns:
         How many were removed.
@@ -307,7 +318,7 @@ async def prune_audit(store: Store, now: datetime, days: int) -> int:
     at = posix(now)
 
     def job(transaction: Transaction) -> int:
-        return _prune(transaction, before=at - days * _DAY_S, at=at)
+        return _prune(transaction, before=at - days * _DAY_S, at=at, up_to=up_to, exported=exported)
 
     total = 0
     while removed := await store.submit(job):
@@ -315,7 +326,36 @@ async def prune_audit(store: Store, now: datetime, days: int) -> int:
     return total
 
 
-def _prune(transaction: Transaction, *, before: int, at: int) -> int:
+def old_records(connection: sa.Connection, now: datetime, days: int) -> tuple[Sealed, int] | None:
+    """Return the place before the records that are older than ``days``, and the number of the last of them; None for none."""
+    start, last = beginning(connection), last_number(connection)
+    young = sa.select(audit.c.seq).where(audit.c.at >= posix(now) - days * _DAY_S)
+    keep = connection.execute(young.order_by(audit.c.seq).limit(1)).scalar()
+    end = min(last, last if keep is None else keep) - 1
+    return (start, end) if end > start.number else None
+
+
+def export_old(where: str, directory: str, issuer_id: str, start: Sealed, end: int) -> str:
+    """Export records that are about to be removed, and return the name of their file.
+
+    A file of this name is good if it has these records: an earlier attempt was interrupted before they were removed.
+
+    Raises:
+        ConfigurationError: The records could not be exported, or another file has that name.
+    """
+    name = f"audit_{issuer_id}_{start.number + 1:012d}_{end:012d}.jsonl"
+    target = os.path.join(directory, name)  # noqa: PTH118
+    if not os.path.lexists(target):
+        export_audit(where, target, first=start.number + 1, last=end)
+    found = verify_file(target, after=start)
+    if not found.intact or start.number + found.records != end:
+        raise ConfigurationError(
+            "this is not the export of these records of the audit: move it away", file=target
+        )
+    return name
+
+
+def _prune(transaction: Transaction, *, before: int, at: int, up_to: int | None, exported: str) -> int:
     transaction.flush()
     connection = transaction.connection
     first, last = connection.execute(sa.select(sa.func.min(audit.c.seq), sa.func.max(audit.c.seq))).one()
@@ -325,6 +365,8 @@ def _prune(transaction: Transaction, *, before: int, at: int) -> int:
     young = sa.select(audit.c.seq).where(audit.c.seq < first + _AT_ONCE, audit.c.at >= before)
     keep = connection.execute(young.order_by(audit.c.seq).limit(1)).scalar()
     end = min(last, first + _AT_ONCE if keep is None else keep) - 1
+    if up_to is not None:
+        end = min(end, up_to)
     if end < first:
         return 0
     sealed = connection.execute(sa.select(audit.c.hash).where(audit.c.seq == end)).scalar_one()
@@ -334,5 +376,7 @@ def _prune(transaction: Transaction, *, before: int, at: int) -> int:
     if not changed.rowcount:
         connection.execute(sa.insert(meta).values(key=_ANCHOR, value=anchor))
     facts = {"from": first, "up_to": end, "up_to_hash": sealed}
+    if exported:
+        facts["exported"] = exported
     transaction.audit(at, _PRUNE, None, {**SERVICE.facts(), **facts})
     return int(end - first + 1)
