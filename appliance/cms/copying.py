@@ -350,6 +350,9 @@ def _copy(source: sa.Connection, target: sa.Connection, progress: Progress | Non
         sums[table] = _copy_table(source, target, table, told)
         for index in indexes:
             index.create(target)
+        if target.dialect.name == "postgresql":
+            # Without statistics the server reads whole tables until it has found the time to make some.
+            target.exec_driver_sql(f"ANALYZE {table.name}")
     for table, wanted in sums.items():
         found = _Sum()
         for some in _batches(target, table):
