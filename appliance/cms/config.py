@@ -101,9 +101,10 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """File with its password."""
     ca_key: Annotated[str, Meta(max_length=1024)] = ""
     """The authority's key in a token (HSM, smart card), as a PKCS#11 URI (RFC 7512), such as
-    `pkcs11:token=site;object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so`. Empty: it is in `cert_auth_tls_keychain`."""
+    `pkcs11:token=site;object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so`, or in a file in PEM form: its absolute path. Empty: it
+    is in `cert_auth_tls_keychain`."""
     ca_key_pin: Secret = default(Secret())
-    """The token's PIN; `pin-source=file:/PATH` in `ca_key` is the same."""
+    """The token's PIN; `pin-source=file:/PATH` in `ca_key` is the same. Of a key in a file: its passphrase."""
     ca_certificate: FilePath = default(FilePath())
     """The authority's certificate in PEM form and those above it, for `ca_key`. If there is no such file, a self-signed
     certificate is made."""
@@ -247,7 +248,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                 value = getattr(self, key)
                 if value.source if isinstance(value, Secret) else value:
                     raise ValueError(
-                        f"{key}: no effect without ca_key, which names the authority's key in a token"
+                        f"{key}: no effect without ca_key, which names the authority's key in a token or a file"
                     )
             return
         try:
@@ -256,12 +257,12 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             raise ValueError(str(error)) from None
         if not self.ca_certificate:
             raise ValueError(
-                "ca_key: a token has the key alone; name the file of the authority's certificate in ca_certificate"
+                "ca_key: that is the key alone; name the file of the authority's certificate in ca_certificate"
             )
         for key in ("cert_auth_tls_keychain", "cert_auth_tls_keychain_pwd_file"):
             if getattr(self, key):
                 raise ValueError(
-                    f"{key}: the authority's key is in a token (ca_key); leave one of the two away"
+                    f"{key}: the authority's key is elsewhere (ca_key); leave one of the two away"
                 )
 
     def of_former(self, former: FormerAuthority) -> CMSSettings:
