@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import sqlalchemy as sa
 
 from appliance.cms.backup import new_file
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import Login, engine_for, is_sqlite, reason, shown
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.schema import audit, meta
 from appliance.cms.store import Store
@@ -74,23 +74,26 @@ class Part(NamedTuple):
 
 
 @contextlib.contextmanager
-def _reading(where: str) -> Iterator[sa.Connection]:
+def _reading(where: str, login: Login | None) -> Iterator[sa.Connection]:
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("the database does not exist", file=where)
-    engine = engine_for(where, read_only=True)
+    engine = engine_for(where, read_only=True, login=login)
     try:
         with engine.connect() as connection:
             yield connection
     except sa.exc.SQLAlchemyError as error:
-        raise ConfigurationError(
-            f"the audit cannot be read: {str(getattr(error, 'orig', error)).partition(chr(10))[0]}",
-            file=where if is_sqlite(where) else None,
-        ) from error
+        raise ConfigurationError(f"the audit of {shown(where)} cannot be read: {reason(error)}") from error
     finally:
         engine.dispose()
 
 
-def verify_audit(where: str, *, head: str | None = None, progress: Progress | None = None) -> AuditFinding:
+def verify_audit(
+    where: str,
+    *,
+    head: str | None = None,
+    progress: Progress | None = None,
+    login: Login | None = None,
+) -> AuditFinding:
     """Check the whole chain of a database, which may be in use.
 
     If old records were removed, the chain begins after them, and a record in it must say so.
@@ -98,7 +101,7 @@ def verify_audit(where: str, *, head: str | None = None, progress: Progress | No
     Raises:
         ConfigurationError: A setting or a file cannot be used.
     """
-    with _reading(where) as connection:
+    with _reading(where, login) as connection:
         return verify_on(connection, head=head, progress=progress)
 
 
@@ -143,7 +146,13 @@ def verify_part(connection: sa.Connection, place: Sealed, most: int) -> Part:
 
 
 def export_audit(
-    where: str, target: str, *, first: int = 1, last: int | None = None, progress: Progress | None = None
+    where: str,
+    target: str,
+    *,
+    first: int = 1,
+    last: int | None = None,
+    progress: Progress | None = None,
+    login: Login | None = None,
 ) -> tuple[int, int, AuditFinding]:
     """Write the records as lines of JSON, each with its ``hash``, and check them on the way.
 
@@ -153,6 +162,7 @@ def export_audit(
         first: Number of the first record. Those that were removed because of their age are not there any more.
         last: Number of the last record; None: all.
         progress: Is told how far it is.
+        login: What the server needs beside the URL.
 
     Returns:
         Numbers of the first and last record that were written, and what the check found.
@@ -160,7 +170,7 @@ def export_audit(
     Raises:
         ConfigurationError: The file exists, cannot be written, or the database cannot be read; or the audit is broken.
     """
-    with _reading(where) as connection:
+    with _reading(where, login) as connection:
         start = beginning(connection)
         if first > start.number + 1:
             row = connection.execute(sa.select(audit.c.hash).where(audit.c.seq == first - 1)).first()
@@ -335,7 +345,7 @@ def old_records(connection: sa.Connection, now: datetime, days: int) -> tuple[Se
     return (start, end) if end > start.number else None
 
 
-def export_old(where: str, directory: str, issuer_id: str, start: Sealed, end: int) -> str:
+def export_old(where: str, login: Login, directory: str, issuer_id: str, start: Sealed, end: int) -> str:
     """Export records that are about to be removed, and return the name of their file.
 
     A file of this name is good if it has these records: an earlier attempt was interrupted before they were removed.
@@ -346,7 +356,7 @@ def export_old(where: str, directory: str, issuer_id: str, start: Sealed, end: i
     name = f"audit_{issuer_id}_{start.number + 1:012d}_{end:012d}.jsonl"
     target = os.path.join(directory, name)  # noqa: PTH118
     if not os.path.lexists(target):
-        export_audit(where, target, first=start.number + 1, last=end)
+        export_audit(where, target, first=start.number + 1, last=end, login=login)
     found = verify_file(target, after=start)
     if not found.intact or start.number + found.records != end:
         raise ConfigurationError(

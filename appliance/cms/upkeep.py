@@ -206,7 +206,8 @@ class Upkeep:
         if not is_sqlite(settings.db) and not self.is_mine():
             return
         directory = settings.backup_dir or ("" if is_sqlite(settings.db) else self._beside)
-        backups = Backups(settings.db, directory, self._issuer_id, copy=back_up)
+        copy = functools.partial(back_up, login=self._store.database.login)
+        backups = Backups(settings.db, directory, self._issuer_id, copy=copy)
         try:
             made = await _in_thread(backups.make, time.time(), settings.backup_retention)
         except ApplianceError as error:
@@ -251,7 +252,9 @@ class Upkeep:
         if old is None:
             return 0
         start, end = old
-        name = await _in_thread(export_old, self._store.where, directory, self._issuer_id, start, end)
+        name = await _in_thread(
+            export_old, self._store.where, self._store.database.login, directory, self._issuer_id, start, end
+        )
         return await prune_audit(self._store, now, days, up_to=end, exported=name)
 
 
