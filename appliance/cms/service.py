@@ -54,7 +54,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
-from appliance.cms.transaction import Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -178,6 +178,12 @@ class CertificateService:
 
         store.restored = self._make_good
         store.on_restored = self.lifecycle.memory.change_all
+        store.unclaimed = self._unclaimed
+
+    def _unclaimed(self, result: object) -> None:
+        """Doubt a new certificate whose requester was told that nobody knows what became of the request."""
+        if isinstance(result, CertRecord) and result.delivered == 0:
+            self.tasks.start(None, self.lifecycle.doubt(result.serial))
 
     def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
         """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
