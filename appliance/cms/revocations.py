@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from appliance.certs.status import CertState
 from appliance.cms import schema
+from appliance.cms.feed import ENDS
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
@@ -27,7 +28,6 @@ _KEY: Final = "journal"
 _BATCH: Final = 500
 _C: Final = schema.certs.c
 _A: Final = schema.audit.c
-_ENDS: Final = ("revoke", "deny", "lapse")
 _REVOKED: Final = sa.select(_C.serial, _C.state_date, _C.barred).where(
     _C.issuer.in_(sa.bindparam("by", expanding=True)), _C.state == CertState.REVOKED.value
 )
@@ -75,8 +75,30 @@ class Revocations:
             The certificates that were revoked again.
         """
         checkpoint = self._checkpoint(transaction)
+        restored = self._revoke_all_again(transaction, checkpoint, now)
+        if self._journal.is_own:
+            self._add_missing(transaction, checkpoint)
+        self._settled = transaction.audit_head[0]
+        return restored
+
+    def make_good(self, transaction: Transaction, now: int) -> list[CertRecord]:
+        """Apply what only the journal knows to a database that has lost something while this service ran, in a job.
+
+        Args:
+            transaction: The transaction.
+            now: The present time (POSIX seconds).
+
+        Returns:
+            The certificates that were revoked again.
+        """
+        return self._revoke_all_again(transaction, self._checkpoint(transaction), now)
+
+    def _revoke_all_again(
+        self, transaction: Transaction, checkpoint: _Checkpoint | None, now: int
+    ) -> list[CertRecord]:
         journal = self._journal
-        numbers: Iterable[int] = journal.known
+        # A copy, because the event loop adds to it.
+        numbers = list(journal.known)
         if checkpoint is not None:
             numbers = [serial for serial in journal.after(checkpoint.octets) if serial in journal.known]
         restored = [
@@ -88,9 +110,6 @@ class Revocations:
             _log.warning(
                 "%d certificates were revoked again: the database was restored from a backup", len(restored)
             )
-        if journal.is_own:
-            self._add_missing(transaction, checkpoint)
-        self._settled = transaction.audit_head[0]
         return restored
 
     def _checkpoint(self, transaction: Transaction) -> _Checkpoint | None:
@@ -127,7 +146,7 @@ class Revocations:
         if checkpoint is None:
             found = list(connection.execute(_REVOKED, {"by": by}))
         else:
-            later = sa.select(_A.serial).where(_A.seq > checkpoint.seq, _A.action.in_(_ENDS), _A.serial != "")
+            later = sa.select(_A.serial).where(_A.seq > checkpoint.seq, _A.action.in_(ENDS), _A.serial != "")
             numbers = [int(serial) for (serial,) in connection.execute(later)]
             found = [
                 row

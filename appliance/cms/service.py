@@ -30,7 +30,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.model import SERVICE, posix
-from appliance.cms.nodes import Nodes
+from appliance.cms.nodes import Nodes, forget_silent
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher, Successor
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -72,6 +72,8 @@ _SURE_S: Final = 2.0
 """Seconds for which a node must have had its database again before it answers searches."""
 _GIVES_UP_S: Final = 10.0
 """Seconds without the database after which clients are sent to other nodes."""
+_AT_ONCE_S: Final = 0.1
+"""Seconds that a request waits for a database that has been away for longer than that."""
 _AWAY_AT_ONCE: Final = 200
 _AWAY_PAUSE_S: Final = 0.1
 """How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
@@ -128,8 +130,11 @@ class CertificateService:
         self.feed.on_restored = self._restored
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
+            self.lifecycle.deliveries.is_alive = nodes.is_alive
         self.limits = (
-            None if is_sqlite(settings.db) else SharedLimits(partial(store.database.connect, "limits"))
+            None
+            if is_sqlite(settings.db)
+            else SharedLimits(partial(store.database.connect, "limits"), wait_s=settings.db_wait_s)
         )
         self.tasks = Tasks()
         self.counters = Counters()
@@ -188,7 +193,7 @@ class CertificateService:
     def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
         """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
         now = self.clock()
-        self.lifecycle.revocations.combine(transaction, posix(now))
+        self.lifecycle.revocations.make_good(transaction, posix(now))
         self.replay.make_good(transaction, now.timestamp())
         facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
         transaction.audit(posix(now), "restored", None, facts)
@@ -291,8 +296,33 @@ class CertificateService:
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
         preload_certificates(settings.preload, self.issuing)
         # Last, so that what was just recorded counts like any other certificate.
-        self.lifecycle.load()
+        self.lifecycle.load(self._doubted())
         self.replay.load(self.clock().timestamp())
+
+    def _doubted(self) -> list[str] | None:
+        """Return the nodes of whose undelivered certificates nobody knows what became of them; None: all."""
+        if self.nodes is not None:
+            others = [name for name in self.nodes.alive if name != self.nodes.name]
+            # Rows without a node are of a service that was alone.
+            return [self.nodes.name] if others else [self.nodes.name, ""]
+        return [] if self.store.beside or self.store.database.is_server else None
+
+    async def forget_silent_nodes(self) -> None:
+        """Have what dead nodes left behind looked after by one of those that live.
+
+        Raises:
+            StoreError: The database could not be used.
+        """
+        nodes = self.nodes
+        if nodes is None or nodes.rank or not nodes.silent:
+            return
+        at = posix(self.clock())
+        for name in await self.store.submit(lambda transaction: forget_silent(transaction, at)):
+            _log.warning(
+                "node %r is dead since a minute or more; it is a node no more until it starts again",
+                name,
+                extra={"event": "node-forgotten"},
+            )
 
     async def start(self) -> None:
         """Serve.
@@ -497,6 +527,9 @@ class CertificateService:
         able, server = self.is_able(), self.server
         if server is None or (able and self._was_able):
             return
+        # Who asks now would wait for nothing.
+        waits_s = self.settings.db_wait_s
+        self.store.wait_s = min(waits_s, _AT_ONCE_S) if self._gives_up() else waits_s
         if able:
             server.change_count += 1
             if server._announcer is not None:
