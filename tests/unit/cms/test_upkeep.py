@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,25 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.profiles import build_certificate, generate_key, subject_name
 from appliance.cms import audit as cms_audit
-from appliance.cms.audit import prune_audit, verify_audit
+from appliance.cms.audit import export_audit, prune_audit, verify_audit, verify_exported
 from appliance.cms.backup import backup, find_damage
 from appliance.cms.model import state_now, utc
 from appliance.cms.schema import audit, meta
 from appliance.cms.service import CertificateService
 from appliance.cms.store import Store
 from appliance.config.secret import FilePath
-from appliance.daemon.audit import GENESIS
+from appliance.daemon.audit import GENESIS, verify_file
 from appliance.errors import ConfigurationError
 from tests.helpers.cms import Clock, effective, running
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.postgres import raw
 
 DAY_S = 86_400
 
 
 @pytest.fixture
-def store(tmp_path):
-    made = Store(str(tmp_path / "certs.db"), "01234567")
+def store(tmp_path, engine):
+    made = Store(engine.db(tmp_path), "01234567", wait_s=30.0)
     made.open()
     made.start()
     yield made
@@ -79,16 +79,16 @@ async def test_the_newest_record_stays_and_a_wrong_clock_tears_no_hole(store):
 async def test_records_that_are_missing_without_a_word_are_a_break(store):
     await filled(store, range(10))
     store.close()
-    with sqlite3.connect(store.where) as raw:
-        sealed = raw.execute("SELECT hash FROM audit WHERE seq = 4").fetchone()[0]
-        raw.execute("DELETE FROM audit WHERE seq <= 4")
+    with raw(store.where) as db:
+        sealed = db.execute("SELECT hash FROM audit WHERE seq = 4").fetchone()[0]
+        db.execute("DELETE FROM audit WHERE seq <= 4")
     assert not verify_audit(store.where).intact
-    with sqlite3.connect(store.where) as raw:
-        raw.execute("INSERT INTO meta VALUES ('audit_anchor', ?)", (f"4 {sealed}",))
+    with raw(store.where) as db:
+        db.execute("INSERT INTO meta VALUES ('audit_anchor', ?)", (f"4 {sealed}",))
     verdict = verify_audit(store.where)
     assert "no record says that they were removed" in verdict.fault
-    with sqlite3.connect(store.where) as raw:
-        raw.execute("UPDATE meta SET value = 'x' WHERE key = 'audit_anchor'")
+    with raw(store.where) as db:
+        db.execute("UPDATE meta SET value = 'x' WHERE key = 'audit_anchor'")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         verify_audit(store.where)
 
@@ -97,9 +97,9 @@ async def test_a_record_after_the_beginning_that_was_changed_is_named_by_its_num
     await filled(store, range(10))
     await prune_audit(store, utc(12 * DAY_S), 5)
     store.close()
-    with sqlite3.connect(store.where) as raw:
-        text = json.loads(raw.execute("SELECT record FROM audit WHERE seq = 9").fetchone()[0])
-        raw.execute("UPDATE audit SET record = ? WHERE seq = 9", (json.dumps({**text, "day": "77"}),))
+    with raw(store.where) as db:
+        text = json.loads(db.execute("SELECT record FROM audit WHERE seq = 9").fetchone()[0])
+        db.execute("UPDATE audit SET record = ? WHERE seq = 9", (json.dumps({**text, "day": "77"}),))
     assert verify_audit(store.where).fault.startswith("record 9 was changed")
 
 
@@ -188,3 +188,55 @@ def test_what_this_authority_has_not_issued_is_not_preloaded(tmp_path):
         with contextlib.ExitStack() as stack, pytest.raises(ConfigurationError, match=why) as caught:
             stack.enter_context(restarted(tmp_path, preload=(FilePath(tmp_path / name),)))
         assert name in str(caught.value)
+
+
+async def test_records_are_exported_before_they_are_removed_and_stay_if_that_fails(tmp_path):
+    exports = tmp_path / "exports"
+    clock = Clock()
+    settings = {"audit_retention_days": 30, "audit_export_dir": FilePath(exports)}
+    async with running(tmp_path, clock, **settings) as service:
+        number = verify_audit(service.store.where).records
+        clock.advance(days=60)
+        await service.upkeep.look_after()
+        assert "cannot be removed" in service.upkeep.pruning
+        await service.health.check()
+        assert "No such file or directory" in service.health.health.current["alarm.message"]
+        exports.mkdir()
+        await service.upkeep.look_after()
+        assert service.upkeep.pruning == ""
+        (name,) = [path.name for path in exports.iterdir()]
+        assert name == f"audit_{service.names.issuer_id}_{1:012d}_{number - 1:012d}.jsonl"
+        one = verify_file(exports / name)
+        assert (one.records, one.intact) == (number - 1, True)
+        rows = await service.store.submit(lambda t: t.connection.execute(sa.select(audit)).all())
+        prune = [json.loads(row.record) for row in rows if row.action == "prune"]
+        assert prune[0]["exported"] == name
+        assert prune[0]["up_to_hash"] == one.head
+        # The next export begins where this one ends.
+        clock.advance(days=60)
+        await service.upkeep.look_after()
+        two = max(exports.iterdir())
+        assert verify_exported(str(two), head=one.head).intact
+        assert verify_audit(service.store.where).intact
+
+
+async def test_an_export_that_was_made_before_a_crash_is_used_and_another_file_is_not(tmp_path):
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    clock = Clock()
+    settings = {"audit_retention_days": 30, "audit_export_dir": FilePath(exports)}
+    async with running(tmp_path, clock, **settings) as service:
+        where = service.store.where
+        number = verify_audit(where).records
+        clock.advance(days=60)
+        target = exports / f"audit_{service.names.issuer_id}_{1:012d}_{number - 1:012d}.jsonl"
+        target.write_text("somebody's\n")
+        await service.upkeep.look_after()
+        assert "this is not the export of these records" in service.upkeep.pruning
+        assert verify_audit(where).records == number
+        target.unlink()
+        export_audit(where, str(target), last=number - 1)
+        await service.upkeep.look_after()
+        assert service.upkeep.pruning == ""
+        assert list(exports.iterdir()) == [target]
+        assert verify_audit(where).records == 2
