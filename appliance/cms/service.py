@@ -170,7 +170,9 @@ class CertificateService:
         self.upkeep = Upkeep(
             settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
         )
-        self.health.others.append(self.upkeep.audit.trouble)
+        if nodes is not None:
+            self.upkeep.is_mine = lambda: nodes.rank == 0
+        self.health.others += [self.upkeep.audit.trouble, lambda: self.upkeep.pruning]
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
         self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
