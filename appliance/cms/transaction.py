@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from appliance.certs.status import CertState
 from appliance.cms import schema
 from appliance.cms.key_uses import KeyUse, KeyUses
-from appliance.daemon.audit import GENESIS, canonical, chain
+from appliance.daemon.audit import GENESIS, canonical, chain_canonical
 from appliance.errors import ApplianceError
 
 __all__ = [
@@ -343,14 +343,15 @@ class Transaction:
         self._seq += 1
         number = "" if serial is None else str(serial)
         record = {"seq": self._seq, "at": at, "action": action, "serial": number, **facts}
-        self._hash = chain(self._hash, record)
+        text = canonical(record)
+        self._hash = chain_canonical(self._hash, text)
         self._new_audit.append(
             {
                 "seq": self._seq,
                 "at": at,
                 "action": action,
                 "serial": number,
-                "record": canonical(record).decode(),
+                "record": text.decode(),
                 "hash": self._hash,
             }
         )
