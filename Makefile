@@ -55,7 +55,7 @@ molecule: setup  ## deploy to test hosts that run systemd (root); SCENARIO=defau
 	done
 	@$(BIN)/python tests/deploy/times.py show
 
-types: setup  ## check the types (mypy --strict)
+types: setup  ## check the types of the package and of the examples (mypy --strict)
 	$(BIN)/mypy
 
 # Each warning is an error: a broken link, a name that is described nowhere, a page that no index leads to.

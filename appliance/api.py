@@ -9,24 +9,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.client.context import Context as _Context
-from appliance.client.end import DEFAULT_TIMINGS, Timings
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client, resolve_server
-from appliance.pva.limits import DEFAULT_LIMITS, Limits
 from appliance.server.access import AccessPolicy
-from appliance.server.admission import DEFAULT_TIMINGS as DEFAULT_ADMISSION
-from appliance.server.admission import AdmissionTimings
-from appliance.server.quota import DEFAULT_QUOTA, Quota
 from appliance.server.server import Server as _Server
-from appliance.transport.gate import PeerGate
 
 if TYPE_CHECKING:
+    from appliance.client.end import Timings
+    from appliance.pva.limits import Limits
+    from appliance.server.admission import AdmissionTimings
+    from appliance.server.quota import Quota
     from appliance.tls.context import TLSContext
+    from appliance.transport.gate import PeerGate
 
 __all__ = ["Context", "Server"]
+
+
+class _ForContext(TypedDict, total=False):
+    """Arguments that `appliance.client.Context` describes."""
+
+    tls: TLSContext | None
+    gate: PeerGate | None
+    limits: Limits
+    segment_size: int
+    beacons: bool
+    octets: bool
+    timings: Timings
+    ignore_guids: frozenset[bytes]
+    ignore_servers: frozenset[tuple[str, int]]
+    search_tls: TLSContext | None
+
+
+class _ForServer(TypedDict, total=False):
+    """Arguments that `appliance.server.Server` describes."""
+
+    tls: TLSContext | None
+    gate: PeerGate | None
+    limits: Limits
+    segment_size: int
+    max_connections: int
+    quota: Quota
+    guid: bytes | None
+    timings: AdmissionTimings
+    proxied: Callable[[str], bool] | None
 
 
 class Context(_Context):
@@ -35,16 +63,8 @@ class Context(_Context):
     Args:
         config: Settings; without them those of the ``EPICS_PVA_*`` variables (`resolve_client`).
         require_tls: Whether PVs are used over TLS only. Nothing is then connected while the own certificate is not valid yet.
-        tls: A TLS context that is used as it is; the keychain of the settings is then not used.
-        gate: Checks TLS connections by the status of certificates, if ``tls`` is given.
-        limits: Bounds of what one server may send.
-        segment_size: Octets; a longer message is sent in segments. 0 means no segments.
-        beacons: Whether to listen for beacons of new servers from the start.
-        octets: Whether ``uint8[]`` is read as ``bytes``, without numpy; for monitors whose values are read only.
-        timings: The waiting times of the client.
-        ignore_guids: GUIDs of servers whose answers are not used.
-        ignore_servers: Host and port of servers whose answers are not used; port 0 means every port.
-        search_tls: The TLS context for name servers (``pvas://``) alone.
+        expert: What few programs need: the other arguments of `appliance.client.Context`, by the same names. With ``tls``, the
+            keychain of the settings is not used.
 
     Raises:
         KeychainError: From ``async with`` or ``start``: TLS is required, and the keychain is missing or cannot be
@@ -62,36 +82,14 @@ class Context(_Context):
         self,
         config: ClientConfig | None = None,
         *,
-        tls: TLSContext | None = None,
         require_tls: bool = False,
-        gate: PeerGate | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        segment_size: int = 0,
-        beacons: bool = True,
-        octets: bool = False,
-        timings: Timings = DEFAULT_TIMINGS,
-        ignore_guids: frozenset[bytes] = frozenset(),
-        ignore_servers: frozenset[tuple[str, int]] = frozenset(),
-        search_tls: TLSContext | None = None,
+        **expert: Unpack[_ForContext],
     ) -> None:
         config = resolve_client().config if config is None else config
-        if require_tls and tls is None:
+        self._follows_keychain = expert.get("tls") is None
+        if require_tls and self._follows_keychain:
             config = config._replace(tls_options=config.tls_options._replace(tls_required=True))
-        super().__init__(
-            config,
-            tls=tls,
-            require_tls=require_tls,
-            gate=gate,
-            limits=limits,
-            segment_size=segment_size,
-            beacons=beacons,
-            octets=octets,
-            timings=timings,
-            ignore_guids=ignore_guids,
-            ignore_servers=ignore_servers,
-            search_tls=search_tls,
-        )
-        self._follows_keychain = tls is None
+        super().__init__(config, require_tls=require_tls, **expert)
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -136,16 +134,8 @@ class Server(_Server):
         policy: Decides what clients may do; without it all may do everything.
         require_tls: Whether no port for plain TCP is opened. Without a usable keychain the server then answers nobody until
             there is one.
-        tls: A TLS context that is used as it is; the keychain of the settings is then not used.
-        gate: Judges the certificates of clients, if ``tls`` is given.
-        limits: What one connection may have.
-        segment_size: Octets; a longer message is sent in segments. 0 means no segments.
-        max_connections: The most connections of all clients together.
-        quota: What one address may have.
-        guid: Names the server to clients; without it one is drawn.
-        timings: How long clients that are not let in yet are waited for.
-        proxied: Whether the host of an address is a relay that may say, over TLS, for which client it speaks (PROXY
-            protocol); None: nobody may.
+        expert: What few programs need: the other arguments of `appliance.server.Server`, by the same names. With ``tls``, the
+            keychain of the settings is not used.
 
     Raises:
         ConfigurationError: A variable that says where to listen, or whom to ignore, cannot be used.
@@ -167,35 +157,14 @@ class Server(_Server):
         config: ServerConfig | None = None,
         *,
         policy: AccessPolicy | None = None,
-        tls: TLSContext | None = None,
         require_tls: bool = False,
-        gate: PeerGate | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        segment_size: int = 0,
-        max_connections: int = 4096,
-        quota: Quota = DEFAULT_QUOTA,
-        guid: bytes | None = None,
-        timings: AdmissionTimings = DEFAULT_ADMISSION,
-        proxied: Callable[[str], bool] | None = None,
+        **expert: Unpack[_ForServer],
     ) -> None:
         config = resolve_server().config if config is None else config
-        if require_tls and tls is None:
+        self._follows_keychain = expert.get("tls") is None
+        if require_tls and self._follows_keychain:
             config = config._replace(tls_options=config.tls_options._replace(tls_required=True))
-        super().__init__(
-            config,
-            policy=policy,
-            tls=tls,
-            require_tls=require_tls,
-            gate=gate,
-            limits=limits,
-            segment_size=segment_size,
-            max_connections=max_connections,
-            quota=quota,
-            guid=guid,
-            timings=timings,
-            proxied=proxied,
-        )
-        self._follows_keychain = tls is None
+        super().__init__(config, policy=policy, require_tls=require_tls, **expert)
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:

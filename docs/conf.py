@@ -67,6 +67,7 @@ nitpick_ignore_regex = [
         r"appliance\.(client\.(end|channel|link)|pva|server\.(access|admission|channel|quota|served_channel|source)|tls|transport)\..*",
     ),
     (r"py:class", r"appliance\.config\.(address\.Endpoint|pva\._C|section\.Section|tls_options\.TLSOptions)"),
+    (r"py:class", r"appliance\.api\._For(Context|Server)"),
     (r"py:class", r"appliance\.[a-z.]+\._Item"),
     (r"py:(class|exc)", r"appliance\.p4p\..*|Version|Full|Empty"),
     (r"any", r"(asyncio|logging|multiprocessing)(\..*)?"),

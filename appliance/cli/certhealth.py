@@ -25,6 +25,8 @@ _MORE = (
     ("certs_pending_approval", "Wait For Approval"),
     ("certs_pending_renewal", "Wait For Renewal"),
     ("certs_scheduled_offline", "Offline By Schedule"),
+    ("audit_seq", "Audit Records"),
+    ("audit_verified_seq", "Audit Records Checked"),
     ("status_signed", "Status Answers Signed"),
     ("db_commits", "Database Commits"),
 )

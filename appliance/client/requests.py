@@ -151,12 +151,21 @@ class GetRequest(ChannelRequest):
 
 
 class PutRequest(ChannelRequest):
-    """A PUT. ``build`` gets a value of the PV's type, with the present value if ``get``, and returns the value to write."""
+    """A PUT. ``build`` gets a value of the PV's type, with the present value if ``get``, and returns the value to write.
+
+    ``get`` may be a function: it gets the PV's type, and says whether the present value is needed.
+    """
 
     __slots__ = ("_getting", "build", "get", "request", "sent")
 
     def __init__(
-        self, channel: Channel, waiter: Waiter, request: Value, build: Callable[[Value], Value], *, get: bool
+        self,
+        channel: Channel,
+        waiter: Waiter,
+        request: Value,
+        build: Callable[[Value], Value],
+        *,
+        get: bool | Callable[[StructType], bool],
     ) -> None:
         super().__init__(channel, waiter)
         self.request = request
@@ -176,12 +185,13 @@ class PutRequest(ChannelRequest):
             return
         operation = self.operation
         assert operation is not None
-        if self.get:
+        kind = operation.type
+        assert kind is not None
+        if self.get if isinstance(self.get, bool) else self.get(kind):
             self._getting = True
             operation.get()
         else:
-            assert operation.type is not None
-            self._put(Value(operation.type))
+            self._put(Value(kind))
 
     def _put(self, present: Value) -> None:
         present.changed = 0

@@ -12,18 +12,19 @@ import os
 import re
 import sqlite3
 import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from appliance.cms.dialect import is_sqlite
 from appliance.errors import ConfigurationError
 
-__all__ = ["Backups", "backup", "find_damage"]
+__all__ = ["Backups", "backup", "find_damage", "new_file"]
 
 _PREFIX: Final = "certs_backup_"
 
 
 def backup(where: str, target: str) -> str:
-    """Copy the database to ``target``, in one consistent state.
+    """Copy the database, a file, to ``target``, in one consistent state.
 
     The copy appears whole or not at all, readable by its owner only.
 
@@ -33,17 +34,11 @@ def backup(where: str, target: str) -> str:
     Raises:
         ConfigurationError: There is no database, the file exists already, or copying failed.
     """
-    if not is_sqlite(where):
-        raise ConfigurationError("a database server makes its own backups (pg_dump)", file=where)
     if not target.endswith(".db"):
         target += ".db"
     if not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("there is no database to back up", file=where)
-    if os.path.lexists(target):
-        raise ConfigurationError("the file exists already; name another", file=target)
-    partial = f"{target}.{os.getpid():x}.partial"
-    try:
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with new_file(target, "the database cannot be copied") as partial:
         source = sqlite3.connect(f"file:{_quoted(where)}?mode=ro", uri=True)
         try:
             copy = sqlite3.connect(partial)
@@ -58,15 +53,37 @@ def backup(where: str, target: str) -> str:
                 copy.close()
         finally:
             source.close()
+    return target
+
+
+@contextlib.contextmanager
+def new_file(target: str, failed: str) -> Iterator[str]:
+    """Make a file that appears whole or not at all, readable by its owner only.
+
+    Args:
+        target: Its name.
+        failed: How the sentence begins that says why it could not be made.
+
+    Yields:
+        The name of the incomplete file, which is there and empty. If nothing is raised it gets its name.
+
+    Raises:
+        ConfigurationError: The file exists already, or cannot be written.
+    """
+    partial = f"{target}.{os.getpid():x}.partial"
+    try:
+        if os.path.lexists(target):
+            raise ConfigurationError("the file exists already; name another", file=target)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        yield partial
         _sync(partial)
         os.link(partial, target)
         _sync(os.path.dirname(os.path.abspath(target)))  # noqa: PTH100, PTH120
     except (OSError, sqlite3.Error) as error:
-        raise ConfigurationError(f"the database cannot be copied: {error}", file=target) from error
+        raise ConfigurationError(f"{failed}: {error}", file=target) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(partial)  # noqa: PTH108
-    return target
 
 
 def find_damage(where: str) -> str:
@@ -95,11 +112,14 @@ class Backups:
     the clock may have been wrong when a name was made. A file without that mark is never removed.
     """
 
-    def __init__(self, where: str, directory: str, issuer: str) -> None:
+    def __init__(
+        self, where: str, directory: str, issuer: str, *, copy: Callable[[str, str], str] = backup
+    ) -> None:
         self._where = where
+        self._copy = copy
         self.directory = directory or os.path.dirname(os.path.abspath(where))  # noqa: PTH100, PTH120
         # The same authority may serve from two hosts or two databases, and two hosts may use the same path.
-        place = f"{os.uname().nodename}\n{os.path.realpath(where)}"
+        place = f"{os.uname().nodename}\n{os.path.realpath(where) if is_sqlite(where) else where}"
         self._mark = f"{_PREFIX}{issuer}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
         self._name = re.compile(rf"{re.escape(self._mark)}_([0-9]{{6,12}})_[0-9TZ]+\.db")
 
@@ -116,7 +136,7 @@ class Backups:
         self._sweep()
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
         name = f"{self._mark}_{max(numbers, default=0) + 1:06d}_{date}.db"
-        made = backup(self._where, os.path.join(self.directory, name))  # noqa: PTH118
+        made = self._copy(self._where, os.path.join(self.directory, name))  # noqa: PTH118
         for _, old in self._found()[: -max(keep, 1)]:
             if old != name:
                 with contextlib.suppress(OSError):

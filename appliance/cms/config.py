@@ -144,19 +144,22 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     health_interval_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
     """Seconds between looks at the service's own health."""
     ccr_per_minute: Annotated[float, Meta(ge=0, le=1e6)] = 60.0
-    """Requests per minute from one address; 0: no limit."""
+    """Requests per minute from one address; 0: no limit. On a database server it is counted for all nodes together."""
     ccr_burst: Annotated[int, Meta(ge=1, le=100_000)] = 60
     """Requests from one address that may come at once."""
     ccr_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     """Requests that are worked on at the same time."""
     ccr_rate: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
-    """Requests per second from all addresses together; 0: no limit."""
+    """Requests per second from all addresses together; 0: no limit. On a database server it is counted for all nodes together."""
     ccr_rate_burst: Annotated[int, Meta(ge=1, le=100_000)] = 50
     """Requests from all addresses together that may come at once, if ``ccr_rate`` limits them."""
     audit_retention_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
     """Days for which records of the audit are kept; 0: for ever."""
     integrity_check_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 86_400
-    """Seconds between checks of the whole database; 0: none."""
+    """Seconds between checks of the whole database and of what is new in the audit; 0: none."""
+    audit_verify_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 604_800
+    """Seconds between checks of the audit from its beginning; 0: only once. Between them `integrity_check_interval_s` checks
+    what is new."""
     preload: tuple[FilePath, ...] = ()
     """Files of certificates of this authority that the service is to know, if its database does not."""
     proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from appliance.daemon.commandline import Parser, add_completion, add_daemon_options, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError, ConfigurationError
+from appliance.errors import ApplianceError
 
 if TYPE_CHECKING:
     from appliance.cms.config import CMSConfig
@@ -37,6 +37,8 @@ examples:
       only check the file
   pvacms --config /etc/spva/pvacms.yml --backup certs.db.copy
       copy the database, also while the service runs
+  pvacms --config /etc/spva/pvacms.yml --audit-export audit.jsonl
+      write the audit into a file, one JSON object a line
 """
 _LONGEST_SLEEP_S: Final = 0.5
 """Seconds between two looks at the wall clock, which somebody may set."""
@@ -48,6 +50,7 @@ _LINE: Final = "+---------------------------------------+-----------------------
 
 
 def _parser() -> argparse.ArgumentParser:
+    from appliance.cms.commands import add_commands
     from appliance.cms.options import add_flags
 
     parser = Parser(
@@ -62,8 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     what = add_daemon_options(
         parser, config="YAML configuration", verbose="print the effective configuration, log more"
     )
-    what.add_argument("--backup", metavar="FILE", help="copy the database, which may be in use, and exit")
-    what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print only that the service runs, not what it uses"
     )
@@ -77,21 +78,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="make an administrator's keychain if there is none, and serve",
     )
-    parser.add_argument(
-        "--audit-head",
-        metavar="HASH",
-        help="with --audit-verify: a hash that an earlier run has shown as the head; it must still be in the chain",
-    )
+    add_commands(parser, what)
     add_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``pvacms``; returns the exit status: 0, or 1 with one sentence on standard error."""
+    from appliance.cms.commands import check_commands
+
     options = _parser().parse_args(argv)
     try:
-        if options.audit_head is not None and not options.audit_verify:
-            raise ConfigurationError("--audit-head has no effect without --audit-verify; add it")
+        check_commands(options)
         if not options.print_schema:
             require("cms")
         done = _one_shot(options)
@@ -143,30 +141,9 @@ def _one_shot(options: argparse.Namespace) -> int | None:
     if options.print_config:
         sys.stdout.write(_shown(_resolve(options)))
         return EXIT_OK
-    if options.backup is not None:
-        from appliance.cms.backup import backup
+    from appliance.cms.commands import do_command
 
-        sys.stdout.write(
-            f"Database backup created : {backup(_resolve(options).settings.db, options.backup)}\n"
-        )
-        return EXIT_OK
-    if options.audit_verify:
-        from appliance.cms.audit import verify_audit
-
-        head = options.audit_head
-        if head is not None and not re.fullmatch("[0-9a-f]{64}", head):
-            raise ConfigurationError(
-                f"--audit-head {head[:80]!r} is not the hash of an audit record; give the 64 hex digits that an earlier "
-                "--audit-verify has shown as head"
-            )
-        verdict = verify_audit(_resolve(options).settings.db, head=head)
-        if not verdict.intact:
-            raise ConfigurationError(
-                f"the audit is broken: {verdict.fault}; {verdict.records} records are good"
-            )
-        sys.stdout.write(f"audit intact: {verdict.records} records, head {verdict.head}\n")
-        return EXIT_OK
-    return None
+    return do_command(options, lambda: _resolve(options).settings.db)
 
 
 def _shown(effective: CMSConfig) -> str:
@@ -286,7 +263,7 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
             daemon.status(service.health.summary())
         if service.settings.backup_interval_s and monotonic >= next_backup:
             next_backup = monotonic + service.settings.backup_interval_s
-            await service.backup()
+            await service.upkeep.backup()
         await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
 
 
@@ -295,9 +272,13 @@ async def _look_after_database(service: CertificateService) -> None:
     due = time.monotonic()
     while True:
         await asyncio.sleep(_LOOK_AFTER_S)
+        with contextlib.suppress(ApplianceError):  # HEALTH says it
+            await service.upkeep.audit.look()
+        with contextlib.suppress(ApplianceError):  # the next one makes up for it
+            await service.lifecycle.revocations.checkpoint()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
-            await service.look_after_database()
+            await service.upkeep.look_after()
 
 
 if __name__ == "__main__":

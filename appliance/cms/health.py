@@ -50,6 +50,8 @@ class Health:
         """Files that the next start needs, with a description of each."""
         self.others: list[Callable[[], str]] = []
         """Further checks. Each returns what is wrong, or nothing."""
+        self.numbers: dict[str, Callable[[], int]] = {}
+        """Further fields of CERT:METRICS, with what tells their values."""
         self.backup = ""
         """Why the last backup failed."""
         self.damage = ""
@@ -133,6 +135,7 @@ class Health:
                 "renewals": self._lifecycle.renewed,
                 "certs_pending_renewal": states[CertState.PENDING_RENEWAL],
                 "certs_scheduled_offline": states[CertState.SCHEDULED_OFFLINE],
+                **{name: number() for name, number in self.numbers.items()},
             }
         )
 

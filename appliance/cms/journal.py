@@ -7,8 +7,9 @@ database are combined: what either of them knows as revoked is revoked.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from appliance.cms.inuse import is_at
@@ -28,6 +29,9 @@ class JournalError(ApplianceError):
 class Journal:
     """The journal of revocations. ``known`` maps serial numbers to revocation dates (POSIX seconds)."""
 
+    is_own = True
+    """Whether this process writes it."""
+
     def __init__(self, path: str, issuer: str) -> None:
         self.path = path
         self.known: dict[int, int] = {}
@@ -36,6 +40,7 @@ class Journal:
         self.barred: set[int] = set()
         """Revocations that also bar the key. A line without the third word is counted among them, because it does not say."""
         self._issuer = issuer
+        self._hash = hashlib.sha256()
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(path, flags, 0o600)
@@ -47,18 +52,23 @@ class Journal:
             self.close()
             raise
 
-    def _read(self) -> None:
-        size = os.fstat(self._fd).st_size
+    def _octets(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             part = os.pread(self._fd, size - len(data), len(data))
             if not part:
                 break
             data += part
+        return data
+
+    def _read(self) -> None:
+        size = os.fstat(self._fd).st_size
+        data = self._octets(size)
         whole = data.rfind(b"\n") + 1
         if whole != size:
             # A power failure left this line incomplete, so its revocation was not answered.
             os.ftruncate(self._fd, whole)
+        self._hash.update(data[:whole])
         section = ""
         for number, line in enumerate(data[:whole].decode("ascii", "replace").splitlines(), 1):
             words = line.split()
@@ -84,6 +94,28 @@ class Journal:
                 )
         if section != self._issuer:
             self._append(f"{_HEADER} {self._issuer}\n")
+
+    @property
+    def octets(self) -> int:
+        """The length of the file."""
+        return os.fstat(self._fd).st_size
+
+    def digest(self, octets: int | None = None) -> str:
+        """Return the SHA-256 of the file, or of its first octets, in hex."""
+        found = self._hash if octets is None else hashlib.sha256(self._octets(octets))
+        return found.hexdigest()
+
+    def after(self, octets: int) -> Iterator[int]:
+        """Yield the serial numbers that were added when the file had ``octets`` already."""
+        data = self._octets(self.octets)
+        mine = f"{_HEADER} {self._issuer}"
+        before = data[:octets].decode("ascii", "replace")
+        section = before[before.rfind(_HEADER) :].partition("\n")[0] if _HEADER in before else ""
+        for line in data[octets:].decode("ascii", "replace").splitlines():
+            if line.startswith(_HEADER):
+                section = line
+            elif section == mine:
+                yield int(line.split()[0])
 
     def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:
         """Append revocations, and any that failed before, and wait until they are on disk.
@@ -133,6 +165,7 @@ class Journal:
         except OSError:
             os.ftruncate(self._fd, before)
             raise
+        self._hash.update(data)
 
     def close(self) -> None:
         """Close the file."""
@@ -143,6 +176,8 @@ class Journal:
 
 class OthersJournal(Journal):
     """The journal of a running service, for a command that works beside it. It is never opened or written."""
+
+    is_own = False
 
     def __init__(self, path: str, issuer: str) -> None:
         self.path = path

@@ -51,6 +51,7 @@ from appliance.cms.model import (
 )
 from appliance.cms.reading import Readers
 from appliance.cms.renewal import Fresh, Renewed, judge
+from appliance.cms.revocations import Revocations
 from appliance.cms.rows import (
     approval_begins,
     columns_beside,
@@ -115,6 +116,7 @@ class Lifecycle:
         store.next_at = self._next_at
         self.waiting = WaitingRequests()
         self.deliveries = Deliveries()
+        self.revocations = Revocations(store, journal)
         self.created = 0
         self.revoked = 0
         self.renewed = 0
@@ -131,40 +133,14 @@ class Lifecycle:
 
     def load(self) -> None:
         """Read the database before the service starts, and apply revocations that only the journal knows."""
-        store, journal = self.store, self.journal
         now = posix(self.clock())
 
-        def job(transaction: Transaction) -> list[tuple[int, int, bool]]:
+        def job(transaction: Transaction) -> None:
             doubt_undelivered(transaction)
-            restored = 0
-            for serial, at in journal.known.items():
-                record = transaction.get(serial)
-                if record is None or record.state in (CertState.REVOKED, CertState.EXPIRED):
-                    continue
-                bar_key = serial in journal.barred
-                transaction.change(record, CertState.REVOKED, at=at, approved=False, bar_key=bar_key)
-                transaction.audit(
-                    now,
-                    "revoke",
-                    serial,
-                    {**SERVICE.facts(), "why": "revoked before the database was restored"},
-                )
-                restored += 1
-            if restored:
-                _log.warning(
-                    "%d certificates were revoked again: the database was restored from a backup", restored
-                )
             self._lapse_in_time(transaction)
-            return revoked_in(transaction)
+            self.revocations.combine(transaction, now)
 
-        revoked = store.run(job)
-        try:
-            journal.add(
-                [(serial, at) for serial, at, _ in revoked],
-                barred=[serial for serial, _, barred in revoked if barred],
-            )
-        except JournalError as error:
-            _log.error("%s", error)
+        self.store.run(job)
 
     async def adopt(self) -> None:
         """Read again what is watched, because a command beside this service may have changed it."""
@@ -664,13 +640,3 @@ class Lifecycle:
 def _ignore(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
-
-
-def revoked_in(transaction: Transaction) -> list[tuple[int, int, bool]]:
-    """Return serial number and date of each revoked certificate in the database, and whether its key is barred."""
-    query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
-        certs.c.issuer == transaction._issuer, certs.c.state == CertState.REVOKED.value
-    )
-    return [
-        (int(serial), int(at), bool(barred)) for serial, at, barred in transaction.connection.execute(query)
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
@@ -19,9 +18,9 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import names_of
 from appliance.cms.policy import Names, Policy
 from appliance.cms.pvs import CalledPV, Tasks
+from appliance.cms.reading import Readers
 from appliance.cms.rows import shown_schedule
 from appliance.cms.schema import certs
-from appliance.cms.transaction import Transaction
 from appliance.epoch import LAST_SECOND
 from appliance.errors import RequestRefused
 from appliance.pvdata import STRING, UINT64, StructType, Value
@@ -276,16 +275,18 @@ def _behind_all(beginning: str) -> str:
 class ListPV(CalledPV):
     """CERT:LIST: certificates for administrators, those that wait for approval first."""
 
-    __slots__ = ("_lifecycle", "_names", "_policy", "_tasks", "_turn", "on_refused")
+    __slots__ = ("_lifecycle", "_names", "_policy", "_readers", "_tasks", "on_refused")
 
-    def __init__(self, lifecycle: Lifecycle, names: Names, policy: Policy, tasks: Tasks) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, readers: Readers, names: Names, policy: Policy, tasks: Tasks
+    ) -> None:
         hint = "call this PV: RPC with the optional queries state, subject, name, expires_after, expires_before and limit"
         super().__init__(LIST, hint)
         self._lifecycle = lifecycle
+        self._readers = readers
         self._names = names
         self._policy = policy
         self._tasks = tasks
-        self._turn = asyncio.Lock()
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Answer with a table."""
@@ -297,13 +298,7 @@ class ListPV(CalledPV):
         self._tasks.start(operation, self._list(operation, _wanted(query, self._names.issuer_id)))
 
     async def _list(self, operation: Operation, wanted: Wanted) -> None:
-        def job(transaction: Transaction) -> tuple[list[tuple[Any, ...]], Place | None]:
-            transaction.flush()
-            return find_page(transaction.connection, wanted)
-
-        # One after the other: a search through many rows must not delay those who ask for a status.
-        async with self._turn:
-            rows, after = await self._lifecycle.store.submit(job)
+        rows, after = await self._readers.read_much(lambda connection: find_page(connection, wanted))
         operation.reply(_answer(wanted.issuer, rows, after, self._lifecycle.clock()))
 
 

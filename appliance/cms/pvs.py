@@ -24,6 +24,7 @@ from appliance.certs.x509 import (
 )
 from appliance.cms.issuing import Issued, Issuing, pem_chain
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.limits import Rates, SharedLimits
 from appliance.cms.model import (
     Actor,
     names_of,
@@ -135,7 +136,7 @@ class CalledPV(Handler):
 class CreatePV(CalledPV):
     """CERT:CREATE."""
 
-    __slots__ = ("_counters", "_issuing", "_limit", "_limiter", "_tasks", "_template")
+    __slots__ = ("_counters", "_issuing", "_limit", "_limiter", "_rates", "_shared", "_tasks", "_template")
 
     def __init__(
         self,
@@ -145,6 +146,8 @@ class CreatePV(CalledPV):
         *,
         limiter: RateLimiter,
         in_flight: int,
+        rates: Rates,
+        shared: SharedLimits | None = None,
     ) -> None:
         super().__init__(
             REPLY_TYPE, "this PV is called with a certificate creation request; use authnstd or authnjwt"
@@ -154,13 +157,16 @@ class CreatePV(CalledPV):
         self._tasks = tasks
         self._limiter = limiter
         self._limit = in_flight
+        self._rates = rates
+        self._shared = shared
         self._template = Value(REPLY_TYPE)
         self._template["status.value.choices"] = self._template["value.choices"] = WIRE_CHOICES
 
-    def limits(self, limiter: RateLimiter, in_flight: int) -> None:
+    def limits(self, limiter: RateLimiter, in_flight: int, rates: Rates) -> None:
         """Use other limits."""
         self._limiter = limiter
         self._limit = in_flight
+        self._rates = rates
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Issue a certificate; without a public key return the trust anchor."""
@@ -186,7 +192,19 @@ class CreatePV(CalledPV):
             raise RequestRefused(retry_sentence(1.0))
         # Counted here and not in the task, so that requests that arrive together cannot all pass before the first begins.
         counters.in_flight += 1
-        self._tasks.start(operation, self._create(operation, ccr))
+        self._tasks.start(operation, self._create_within_limits(operation, ccr))
+
+    async def _create_within_limits(self, operation: Operation, ccr: CertRequest) -> None:
+        counters = self._counters
+        try:
+            if self._shared is not None:
+                wait_s = await self._shared.take(self._rates.of(peer_key(operation.peer.peer)))
+                if wait_s:
+                    counters.limited += 1
+                    raise RequestRefused(retry_sentence(wait_s))
+            await self._create(operation, ccr)
+        finally:
+            counters.in_flight -= 1
 
     async def _create(self, operation: Operation, ccr: CertRequest) -> None:
         counters = self._counters
@@ -198,8 +216,6 @@ class CreatePV(CalledPV):
             told = {"event": "certificate-refused", "subject": ccr.name, **operation.peer.facts()}
             _log.info("refused a request of %s: %s%s", operation.peer.peer, error, _cause(error), extra=told)
             raise RequestRefused(f"Failed to create certificate for {_short(ccr)}: {error}") from error
-        finally:
-            counters.in_flight -= 1
         record = issued.record
         # Asked now, because the reply ends the operation of a client that declared that it calls only once.
         waits = operation.alive

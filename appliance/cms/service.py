@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -16,14 +15,13 @@ from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number
-from appliance.cms.audit import prune_audit
-from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSConfig, CMSSettings
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher
@@ -50,6 +48,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
@@ -97,6 +96,7 @@ class CertificateService:
         self.lifecycle = Lifecycle(
             store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
         )
+        self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -121,6 +121,13 @@ class CertificateService:
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
+        self.upkeep = Upkeep(
+            settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
+        )
+        self.health.others.append(self.upkeep.audit.trouble)
+        self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
+        self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
@@ -233,6 +240,8 @@ class CertificateService:
             self.tasks,
             limiter=_limiter(settings),
             in_flight=settings.ccr_in_flight,
+            rates=_rates(settings),
+            shared=self.limits,
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.authority.bundle
@@ -242,7 +251,7 @@ class CertificateService:
         source.add(
             SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
         )
-        source.add(ListPV(self.lifecycle, names, self.policy, self.tasks), *names.list)
+        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
@@ -270,6 +279,8 @@ class CertificateService:
             await self.publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
+        if self.limits is not None:
+            await self.limits.close()
         await self._close_tokens(self.issuing.tokens)
         self.close()
 
@@ -304,7 +315,7 @@ class CertificateService:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
         await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
-        self.settings = settings
+        self.settings = self.upkeep.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
@@ -312,7 +323,7 @@ class CertificateService:
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         self.publisher.validity = _validity(settings)
-        self.create.limits(_limiter(settings), settings.ccr_in_flight)
+        self.create.limits(_limiter(settings), settings.ccr_in_flight, _rates(settings))
         self.server.proxied = _proxied(settings)
         self.server.review_access()
 
@@ -351,41 +362,6 @@ class CertificateService:
         assert self.own_keychain is not None
         required = self.server_config.tls_options.client_cert_required
         return server_context(self.own_keychain, require_client_cert=required)
-
-    async def backup(self) -> None:
-        """Make a periodic backup and remove the oldest."""
-        settings = self.settings
-        backups = Backups(settings.db, settings.backup_dir, self.names.issuer_id)
-        try:
-            made = await asyncio.get_running_loop().run_in_executor(
-                None, backups.make, time.time(), settings.backup_retention
-            )
-        except ApplianceError as error:
-            _log.error("%s", error)
-            self.health.backup = str(error)
-            return
-        self.health.backup = ""
-        _log.info("database backup %s", made)
-
-    async def look_after_database(self) -> None:
-        """Check the whole database, and remove records of the audit that are older than they are kept."""
-        store = self.store
-        if is_sqlite(store.where) and self.settings.integrity_check_interval_s:
-            damage = await asyncio.get_running_loop().run_in_executor(None, find_damage, store.where)
-            if damage and damage != self.health.damage:
-                _log.error("%s", damage, extra={"event": "database-damaged"})
-            self.health.damage = damage
-        days = self.settings.audit_retention_days
-        if days and not self.health.damage:
-            try:
-                removed = await prune_audit(store, self.clock(), days)
-            except ApplianceError as error:
-                _log.error("old records of the audit cannot be removed: %s", error)
-            else:
-                if removed:
-                    _log.info(
-                        "%d records of the audit were older than %d days and were removed", removed, days
-                    )
 
     # -- tokens --------------------------------------------------------------------------------------
 
@@ -442,6 +418,13 @@ def _limiter(settings: CMSSettings) -> RateLimiter:
         return RateLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock)
     overall = RateLimiter(60.0 * settings.ccr_rate, settings.ccr_rate_burst, clock=clock)
     return SharedLimiter(settings.ccr_per_minute, settings.ccr_burst, clock=clock, overall=overall)
+
+
+def _rates(settings: CMSSettings) -> Rates:
+    return Rates(
+        Rate(settings.ccr_per_minute, settings.ccr_burst),
+        Rate(60.0 * settings.ccr_rate, settings.ccr_rate_burst),
+    )
 
 
 def _proxied(settings: CMSSettings) -> Callable[[str], bool] | None:

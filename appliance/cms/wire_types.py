@@ -62,6 +62,8 @@ METRICS: Final = StructType(
         ("renewals", UINT64),
         ("certs_pending_renewal", UINT64),
         ("certs_scheduled_offline", UINT64),
+        ("audit_seq", UINT64),
+        ("audit_verified_seq", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )

@@ -26,6 +26,7 @@ __all__ = [
     "AuditLog",
     "canonical",
     "chain",
+    "sealed_line",
     "shown",
     "total",
     "verify",
@@ -130,6 +131,11 @@ def chain_canonical(previous: str, text: bytes) -> str:
     except ValueError as error:
         raise ConfigurationError(f"{previous[:80]!r} is not the hash of an audit record") from error
     return hashlib.sha256(start + text).hexdigest()
+
+
+def sealed_line(record: Mapping[str, Any], sealed: str) -> bytes:
+    """Return the line of a file for a record whose hash is ``sealed``."""
+    return canonical({**record, _HASH: sealed}) + b"\n"
 
 
 class AuditFinding(NamedTuple):
@@ -237,7 +243,7 @@ class AuditLog:
                 raise ConfigurationError(f"an audit record must not have a field {_HASH!r}")
             record = total(each)
             sealed = chain(sealed, record)
-            lines.append(canonical({**record, _HASH: sealed}) + b"\n")
+            lines.append(sealed_line(record, sealed))
             if len(lines[-1]) > _LIMIT:
                 raise ConfigurationError(f"an audit record is larger than {_LIMIT} bytes")
         line = b"".join(lines)
@@ -348,15 +354,23 @@ class PutRecords:
                 self._file.close()
 
 
-def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> AuditFinding:
-    """Check a file that `AuditLog` wrote; a line that is not a record counts as a break."""
+def verify_file(
+    path: str | os.PathLike[str], *, head: str | None = None, after: tuple[int, str] = (0, GENESIS)
+) -> AuditFinding:
+    """Check a file that `AuditLog` wrote; a line that is not a record counts as a break.
+
+    Args:
+        path: The file.
+        head: An earlier last hash, which must still be in the chain.
+        after: Number and hash of the record before the first one, if the file is the later part of a log.
+    """
     name = os.fspath(path)
-    previous, count = GENESIS, 0
-    met = head in (None, GENESIS)
+    (removed, previous), count = after, 0
+    met = head in (None, GENESIS, previous)
     try:
         with open(name, "rb") as file:  # noqa: PTH123 - name is text already
             while line := file.readline(_LIMIT + 1):
-                where = f"record {count + 1}"
+                where = f"record {removed + count + 1}"
                 try:
                     record = json.loads(line)
                     same = line.endswith(b"\n") and canonical(record) + b"\n" == line
@@ -373,7 +387,7 @@ def verify_file(path: str | os.PathLike[str], *, head: str | None = None) -> Aud
                 met = met or stored == head
     except OSError as error:
         raise ConfigurationError(f"cannot read the audit log: {error.strerror}", file=name) from error
-    return _ended(count, previous, met=met)
+    return _ended(count, previous, met=met, removed=removed)
 
 
 def _ended(count: int, last: str, *, met: bool, removed: int = 0) -> AuditFinding:

@@ -203,10 +203,16 @@ def _members(spec: Iterable[Any]) -> list[tuple[str, _Part]]:
             letter = (code[1:2] if array else code[:1]).upper()
             if letter not in ("S", "U"):
                 raise RuntimeError(f"Invalid complex type spec {code!r:.60}")
-            part = _Part(None, letter, id_ or "", array=array)
+            part = _Part(None, letter, _sendable(id_ or ""), array=array)
             part.members = _members(below)
-        out.append((name, part))
+        out.append((_sendable(name), part))
     return out
+
+
+def _sendable(text: str) -> str:
+    """Refuse a name or an identifier that cannot be sent, as p4p does."""
+    text.encode()
+    return text
 
 
 def build(spec: Iterable[Any], id: str = "", base: TypeDesc | None = None) -> TypeDesc:
@@ -220,8 +226,9 @@ def build(spec: Iterable[Any], id: str = "", base: TypeDesc | None = None) -> Ty
     Raises:
         RuntimeError: A code or a name is invalid, or the type is too large.
         TypeError: The description has another form.
+        UnicodeEncodeError: A name or an identifier has characters that cannot be sent.
     """
-    top = _Part(None, "S", id) if base is None else _part(base)
+    top = _Part(None, "S", _sendable(id)) if base is None else _part(base)
     more = _members(spec)
     if isinstance(top.kind, TypeDesc):
         raise RuntimeError("May only append to Struct, Union, StructA, or UnionA")  # noqa: TRY004 - as p4p

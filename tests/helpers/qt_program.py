@@ -5,6 +5,9 @@ A binding of Qt changes how Python imports, so tests do not load it into their o
 
 from __future__ import annotations
 
+import ast
+import doctest
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -288,6 +291,22 @@ def values_are_unwrapped_unless_the_context_says_otherwise(site):
         assert window.kinds[1] is Value
 
 
+def the_example_of_the_class_does_what_it_says(site):
+    site.do(site.server.add_pv, "demo:temperature", number(21.5))
+    site.do(site.server.add_pv, "demo:setpoint", SharedPV.mailbox(NativeValue(NTScalar(FLOAT64), 4.0)))
+    os.environ.update(site.conf)
+    (example,) = doctest.DocTestParser().get_examples(Context.__doc__ or "")
+    program = ast.parse(example.source)
+    (block,) = program.body
+    assert isinstance(block, ast.With)
+    block.body += ast.parse("wait_for(lambda: len(label.got) == 2 and status.got)").body
+    names = {"Context": Context, "label": Window(), "status": Window(), "wait_for": wait_for}
+    exec(compile(program, "<example>", "exec"), names)
+    assert names["label"].got[1] == 21.5
+    assert names["status"].got == [None]
+    assert pv_of(site, "demo:setpoint").current["value"] == 4.5
+
+
 SCENARIOS = [
     a_subscription_begins_without_a_connection_and_gives_values_in_the_windows_thread,
     a_put_tells_its_end,
@@ -300,6 +319,7 @@ SCENARIOS = [
     a_window_that_closes_takes_its_subscriptions_along,
     an_error_of_a_slot_harms_no_other,
     values_are_unwrapped_unless_the_context_says_otherwise,
+    the_example_of_the_class_does_what_it_says,
 ]
 
 if __name__ == "__main__":

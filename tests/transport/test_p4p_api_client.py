@@ -29,7 +29,7 @@ from appliance.p4p.client.thread import (
 )
 from appliance.p4p.nt import NTURI
 from appliance.p4p.util import ThreadedWorkQueue
-from appliance.pvdata.nt import NTScalar, NTScalarArray
+from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
 from appliance.pvdata.primitives import Lendable
 from appliance.pvdata.types import FLOAT64, StructType
 from appliance.pvdata.value import Value as NativeValue
@@ -276,6 +276,43 @@ def test_a_builder_sees_the_present_value_without_marks_or_with_get_false_an_emp
     assert seen == [(9.0, set()), (0.0, set())]
     assert ctxt.get("a") == 9.0, "nothing was marked, so nothing was written"
     ctxt.put("a", 1.5)
+
+
+def enum(index: int, *choices: str) -> SharedPV:
+    return SharedPV.mailbox(NativeValue(NTEnum(), {"value": {"index": index, "choices": list(choices)}}))
+
+
+@pytest.mark.parametrize("value", ["open", {"value": "open"}, '{"value": "open"}'])
+def test_a_text_is_a_choice_of_the_pv_itself_also_without_get(value):
+    with (
+        served(door=enum(0, "closed", "broken", "open"), pump=enum(0, "open", "closed")) as there,
+        Context("pva", conf=there.conf, useenv=False) as ctxt,
+    ):
+        assert ctxt.get("pump", timeout=PATIENCE_S).choice == "open"
+        ctxt.put("door", value, get=False, timeout=PATIENCE_S)
+        assert ctxt.get("door").choice == "open"
+        assert ctxt.get("pump") == 0
+        # What needs no choices is written without a look at the PV.
+        seen = []
+        ctxt.put("door", lambda present: seen.append(list(present.value.choices or [])), get=False)
+        assert seen == [[]]
+
+
+def test_a_pv_without_choices_has_none_of_another_pv():
+    with (
+        served(bare=enum(1), pump=enum(0, "off", "on")) as there,
+        Context("pva", conf=there.conf, useenv=False) as ctxt,
+    ):
+        pump, bare = ctxt.get(["pump", "bare"], timeout=PATIENCE_S)
+        assert (pump.choice, bare.choice, str(bare)) == ("off", None, "ntenum(1, None)")
+        for get in (True, False):
+            with pytest.raises(ValueError, match="on"):
+                ctxt.put("bare", "on", get=get)
+        updates, subscription = collect(ctxt, "bare")
+        assert updates.get(timeout=PATIENCE_S).choice is None
+        ctxt.put("bare", 0)
+        assert updates.get(timeout=PATIENCE_S).choice is None
+        subscription.close()
 
 
 def test_errors_of_a_put_reach_the_caller_as_they_are(ctxt):

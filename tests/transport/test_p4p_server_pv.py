@@ -18,7 +18,7 @@ import pytest
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.p4p._errors import RemoteError
-from appliance.p4p.nt import NTScalar
+from appliance.p4p.nt import NTEnum, NTScalar
 from appliance.p4p.server import Server, StaticProvider, _core, _operation
 from appliance.p4p.server import asyncio as on_loop
 from appliance.p4p.server import raw as on_server
@@ -299,6 +299,30 @@ def test_the_open_value_says_which_fields_are_valid() -> None:
     pv.post(D.type({"alarm.severity": 1}))
     pv.post(D.type({}))
     assert pv.current().changedSet() == {"value", "alarm.severity"}
+
+
+def test_pvs_that_were_given_one_enum_have_no_choices_of_each_other() -> None:
+    nt = NTEnum()
+    pump = SharedPV(nt=nt, initial={"index": 0, "choices": ["off", "on"]})
+    bare = SharedPV(nt=nt, initial=1)
+    seen: list[Any] = []
+
+    @bare.put
+    @pump.put
+    def put(pv: SharedPV, op: Any) -> None:
+        seen.append(op.value().choice)
+        pv.post(op.value())
+        op.done()
+
+    pump.post("on")
+    assert (pump.current(), pump.current().choice) == (1, "on")
+    assert (bare.current(), bare.current().choice) == (1, None)
+    with pytest.raises(ValueError, match="on"):
+        bare.post("on")
+    with served(pump=pump, bare=bare) as client:
+        client.put("pump", {"value.index": 0})
+        client.put("bare", {"value.index": 0})
+    assert seen == ["off", None]
 
 
 # -- many posts --------------------------------------------------------------------------------------

@@ -169,6 +169,29 @@ def test_with_tls_required_nothing_is_served_without_it(tmp_path: Path) -> None:
             assert client.get("pv")["value"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("said", "tcp"),
+    [
+        ({"EPICS_PVA_TLS_OPTIONS": "client_cert=require"}, False),
+        ({"EPICS_PVA_TLS_OPTIONS": "tls_required=no"}, True),  # in so many words
+        ({"EPICS_PVAS_TLS_OPTIONS": "client_cert=require"}, True),  # the same variable
+    ],
+)
+def test_an_option_of_conf_takes_away_no_other_option_of_the_environment(
+    said: dict[str, str], tcp: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for name, value in QUIET.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EPICS_PVAS_TLS_KEYCHAIN", keychain(tmp_path, "softioc")[1])
+    monkeypatch.setenv("EPICS_PVAS_TLS_OPTIONS", "tls_required")
+    with Server(providers=[], conf=said) as server:
+        native = server._S._native
+        assert native is not None
+        assert (native.tcp_port > 0, native.tls_port > 0) == (tcp, True)
+        options = native.config.tls_options
+        assert (options.client_cert == "require") is any("client_cert" in text for text in said.values())
+
+
 def test_a_keychain_that_cannot_be_used_stops_the_server_with_a_sentence(tmp_path: Path) -> None:
     bad = tmp_path / "bad.p12"
     bad.write_bytes(b"no keychain")

@@ -277,7 +277,7 @@ class Context(raw.Context):
             timeout: Seconds; None waits for ever.
             process: Whether the server processes the record: "true", "false" or "passive".
             wait: Whether the answer comes only after all processing.
-            get: Whether the PV is read first. Without it, the choices of an enumeration are not known.
+            get: Whether the PV is read first. Without it, only a text for a PV with choices is, for its choices.
 
         Returns:
             The operation. The Context keeps the latest one of each PV.

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from appliance.client.channel import ChannelRequest, Waiter
 from appliance.client.context import Context
 from appliance.client.requests import GetRequest, PutRequest, RPCRequest
+from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value as NativeValue
 
 __all__ = ["RPC", "Answers", "Ask", "Build", "Get", "Put", "Request"]
@@ -48,8 +49,8 @@ class Put(NamedTuple):
     name: str
     request: Request
     build: Build
-    get: bool
-    """Whether ``build`` gets the present value."""
+    get: bool | Callable[[StructType], bool]
+    """Whether ``build`` gets the present value, or what says so for a type."""
 
     def begin(self, native: Context, waiter: Waiter) -> ChannelRequest:
         """Ask; the answer goes to ``waiter``."""

@@ -17,7 +17,7 @@ from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import AnyRequest, LoopProvider
 from appliance.p4p.client._requests import RPC, Ask, Get, Put
-from appliance.p4p.client.raw import AnyArgument, argument, putter
+from appliance.p4p.client.raw import AnyArgument, argument, putter, reads_first
 from appliance.p4p.client.thread import put_request
 from appliance.p4p.wrapper import Type, Value
 from appliance.pvdata.value import Value as NativeValue
@@ -183,7 +183,7 @@ class Context(raw.Context):
             request: The pvRequest, or a list of them.
             process: Whether the server processes the record: "true", "false" or "passive".
             wait: Whether the answer comes only after all processing.
-            get: Whether the PV is read first. Without it, the choices of an enumeration are not known.
+            get: Whether the PV is read first. Without it, only a text for a PV with choices is, for its choices.
 
         Raises:
             RemoteError: The server refused.
@@ -211,7 +211,9 @@ class Context(raw.Context):
         await self._ask_all(provider, asks)
 
     def _put(self, provider: LoopProvider, name: Any, value: Any, request: Any, *, get: bool) -> Put:
-        return Put(provider.name(name), provider.request(request), putter(value, self._nt), bool(get))
+        return Put(
+            provider.name(name), provider.request(request), putter(value, self._nt), reads_first(value, get)
+        )
 
     async def rpc(  # type: ignore[override]
         self, name: str, value: AnyArgument, request: AnyRequest = None

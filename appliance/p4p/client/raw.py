@@ -23,6 +23,7 @@ from appliance.p4p.client._provider import (
 from appliance.p4p.client._requests import RPC, Ask, Build, Get, Put, Request
 from appliance.p4p.nt import buildNT
 from appliance.p4p.wrapper import Type, Value
+from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value as NativeValue
 from appliance.threads import ends_program
 
@@ -81,6 +82,23 @@ def putter(value: Any, nt: Any) -> Build:
         return present
 
     return build
+
+
+def reads_first(value: Any, get: Any) -> bool | Callable[[StructType], bool]:
+    """Return whether a PUT has to read the PV first, or what says so for the PV's type.
+
+    Args:
+        value: As for `putter`.
+        get: Whether the program wants it.
+    """
+    if get:
+        return True
+    items = value if isinstance(value, dict) else {"value": value}
+    texts = [f"{field}.choices" for field, item in items.items() if isinstance(item, (str, bytes))]
+    if not texts:
+        return False
+    # Which number a text means depends on the PV's own choices.
+    return lambda kind: any(path in kind.offsets for path in texts)
 
 
 def argument(value: Any) -> NativeValue:
@@ -409,7 +427,12 @@ class Context:
             True
         """
         provider = self._open()
-        ask = Put(provider.name(name), provider.request(request), putter(builder, self._nt), bool(get))
+        ask = Put(
+            provider.name(name),
+            provider.request(request),
+            putter(builder, self._nt),
+            reads_first(builder, get),
+        )
         return Operation(provider, ask, handler, self._nt.unwrap)
 
     def rpc(self, name: str, handler: Handler, value: AnyArgument, request: AnyRequest = None) -> Any:

@@ -14,7 +14,7 @@ from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import AnyRequest, EngineProvider
 from appliance.p4p.client._requests import RPC, Answers, Ask, Get, Put
-from appliance.p4p.client.raw import AnyArgument, argument, putter
+from appliance.p4p.client.raw import AnyArgument, argument, putter, reads_first
 from appliance.p4p.util import WorkQueue, _defaultWorkQueue
 from appliance.p4p.wrapper import Type, Value
 from appliance.pvdata.value import Value as NativeValue
@@ -288,7 +288,7 @@ class Context(raw.Context):
             throw: Whether an error is raised; otherwise it is returned.
             process: Whether the server processes the record: "true", "false" or "passive".
             wait: Whether the answer comes only after all processing.
-            get: Whether the PV is read first. Without it, the choices of an enumeration are not known.
+            get: Whether the PV is read first. Without it, only a text for a PV with choices is, for its choices.
 
         Returns:
             None, or a list with None for each name.
@@ -329,7 +329,9 @@ class Context(raw.Context):
                 value = json.loads(value)
             except ValueError:
                 raise ValueError(f"Unable to interpret {value!r} as json") from None
-        return Put(provider.name(name), provider.request(request), putter(value, self._nt), bool(get))
+        return Put(
+            provider.name(name), provider.request(request), putter(value, self._nt), reads_first(value, get)
+        )
 
     def rpc(  # type: ignore[override]
         self,

@@ -204,6 +204,8 @@ class ClientUnwrapper:
             present: _Functions = (None, _same, _same, self._default_assign)
         else:
             made = kind()
+            if isinstance(made, NTEnum):
+                made = made._for_client()
             present = (name, made.wrap, made.unwrap, made.assign)
         self._present = present
         return present

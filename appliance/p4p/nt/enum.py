@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Self
 
 from appliance.p4p.nt.common import NTBase, alarm, timeStamp
@@ -82,6 +83,20 @@ class NTEnum(NTBase):
         self.type = self.buildType(**kws)
         # The choices that were seen last: an update often brings only the number.
         self._choices: Sequence[str] = []
+        # Whether values are always whole, as a client has them: then choices of another value count for none.
+        self._whole = False
+
+    def _for_one(self) -> Self:
+        """Return one for a single PV, which knows nothing of the choices of others."""
+        made = copy(self)
+        made._choices = []
+        return made
+
+    def _for_client(self) -> Self:
+        """Return one for the values that a client has."""
+        made = self._for_one()
+        made._whole = True
+        return made
 
     def wrap(self, value: Any, choices: Sequence[str] | None = None, **kws: Any) -> Value:
         """Make a Value.
@@ -111,7 +126,7 @@ class NTEnum(NTBase):
             made = self.type()
             if choices is not None:
                 made["value.choices"] = choices
-            self.assign(made, value)
+            _assign(made, value, made["value.choices"] or self._choices)
             value = made
         self._choices = value["value.choices"] or self._choices
         return self._annotate(value, **kws) if kws else value
@@ -128,7 +143,7 @@ class NTEnum(NTBase):
         """
         # One object often serves many PVs. The texts of another one count only where the value itself has none.
         choices = value["value.choices"]
-        if choices or value.changed("value.choices"):
+        if choices or self._whole or value.changed("value.choices"):
             self._choices = choices
         else:
             choices = self._choices
@@ -154,12 +169,15 @@ class NTEnum(NTBase):
             >>> V.value.index
             1
         """
-        if isinstance(py, (bytes, str)):
-            choices = V["value.choices"] or self._choices
-            for index, choice in enumerate(choices):
-                if py == choice:
-                    V["value.index"] = index
-                    return
-            V["value.index"] = int(py, 0)
-        else:
-            V["value.index"] = int(py)
+        _assign(V, py, V["value.choices"] or ([] if self._whole else self._choices))
+
+
+def _assign(V: Value, py: Any, choices: Sequence[str]) -> None:
+    if isinstance(py, (bytes, str)):
+        for index, choice in enumerate(choices):
+            if py == choice:
+                V["value.index"] = index
+                return
+        V["value.index"] = int(py, 0)
+    else:
+        V["value.index"] = int(py)

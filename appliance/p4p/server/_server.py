@@ -205,7 +205,12 @@ def _variables(conf: Mapping[str, str] | None, *, useenv: bool) -> dict[str, str
         if name.startswith("EPICS_PVA_"):
             # A server reads its own variable first. One of the environment must not hide what conf says.
             twin = _TWINS.get(name, "EPICS_PVAS_" + name.removeprefix("EPICS_PVA_"))
-            if twin not in conf:
+            if twin in conf:
+                continue
+            if name == "EPICS_PVA_TLS_OPTIONS" and twin in variables:
+                # Each option by itself: a program that sets one must not take away that the site requires TLS.
+                variables[twin] = f"{variables[twin]} {value}"
+            else:
                 variables.pop(twin, None)
     variables.update(conf)
     return variables

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from appliance.p4p._errors import RemoteError
-from appliance.p4p.nt import NTScalar
+from appliance.p4p.nt import NTEnum, NTScalar
 from appliance.p4p.server._base import SharedPV as _SharedPV
 from appliance.p4p.server._operation import ServerOperation, server_queue
 from appliance.p4p.server._quick import Quick
@@ -172,6 +172,8 @@ class SharedPV(_SharedPV):
             self.open(initial, nt=nt, wrap=wrap, unwrap=unwrap, **kws)
 
     def _choose(self, nt: Any, wrap: Callable[..., Any] | None, unwrap: Callable[[Any], Any] | None) -> None:
+        if isinstance(nt, NTEnum):
+            nt = nt._for_one()  # several PVs may have been given the same object
         self._wrap = wrap or (nt and nt.wrap) or self._wrap
         self._unwrap = unwrap or (nt and nt.unwrap) or self._unwrap
 

@@ -115,14 +115,14 @@ async def test_a_backup_that_fails_shows_in_health(tmp_path):
     directory = tmp_path / "backups"
     directory.mkdir()
     async with running(tmp_path, backup_dir=str(directory)) as service:
-        await service.backup()
+        await service.upkeep.backup()
         assert len(list(directory.iterdir())) == 1
         shutil.rmtree(directory)
-        await service.backup()
+        await service.upkeep.backup()
         await service.health.check()
         assert service.health.summary().endswith("NOT OK")
         directory.mkdir()
-        await service.backup()
+        await service.upkeep.backup()
         await service.health.check()
         assert not service.health.summary().endswith("NOT OK")
 

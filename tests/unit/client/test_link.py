@@ -147,10 +147,10 @@ async def test_who_left_before_the_connection_was_ready_is_not_created():
     assert channel.told == ["join"]
 
 
-@pytest.mark.parametrize(("gate", "engine"), [(None, object()), (Gate(), None), (None, None)])
-async def test_a_server_that_nobody_judges_is_told_at_once_who_we_are(gate: Gate | None, engine: Any):
+@pytest.mark.parametrize(("gate", "tls"), [(None, object()), (Gate(), None), (None, None)])
+async def test_a_server_that_nobody_judges_is_told_at_once_who_we_are(gate: Gate | None, tls: Any):
     bench = Bench(gate)
-    bench.stream.engine = engine
+    bench.stream.engine = tls
     connection = bench.link.connection
     assert connection is not None
     connection.state = ConnectionState.AUTHENTICATING

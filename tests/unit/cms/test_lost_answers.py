@@ -44,11 +44,11 @@ def asked(serial, **changes):
 class Nodes:
     """One database, which this process uses in the name of one node after the other."""
 
-    def __init__(self, directory):
-        self.store = Store(str(directory / "certs.db"), ISSUER)
+    def __init__(self, directory, db):
+        self.store = Store(db, ISSUER)
         self.store.open()
         self.store.start()
-        self.readers = Readers(str(directory / "certs.db"))
+        self.readers = Readers(db)
         self.journal = Journal(str(directory / "revoked"), ISSUER)
         self.clock = Clock(NOW)
         self.alive = {"a", "b"}
@@ -88,8 +88,8 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(tmp_path):
-    made = Nodes(tmp_path)
+def nodes(tmp_path, engine):
+    made = Nodes(tmp_path, engine.db(tmp_path))
     yield made
     made.close()
 

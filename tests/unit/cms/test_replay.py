@@ -14,12 +14,13 @@ LATER = NOW + 3600
 class Nodes:
     """A database, and the files of used tokens of its nodes."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, db):
         self.directory = directory
+        self.db = db
         self.open()
 
     def open(self):
-        self.store = Store(str(self.directory / "certs.db"), "01234567")
+        self.store = Store(self.db, "01234567")
         self.store.open()
 
     def path(self, name):
@@ -38,8 +39,8 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(tmp_path):
-    made = Nodes(tmp_path)
+def nodes(tmp_path, engine):
+    made = Nodes(tmp_path, engine.db(tmp_path))
     yield made
     made.store.close()
 

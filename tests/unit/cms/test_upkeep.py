@@ -112,7 +112,7 @@ async def test_an_empty_audit_stays_empty(store):
 
 async def test_damage_is_found_and_turns_health_red_until_it_is_gone(tmp_path):
     async with running(tmp_path, audit_retention_days=30) as service:
-        await service.look_after_database()
+        await service.upkeep.look_after()
         assert service.health.damage == ""
         broken = tmp_path / "broken.db"
         data = bytearray(Path(backup(service.store.where, str(broken))).read_bytes())
@@ -121,14 +121,14 @@ async def test_damage_is_found_and_turns_health_red_until_it_is_gone(tmp_path):
         assert str(broken) in find_damage(str(broken))
         assert "cannot be checked" in find_damage(str(tmp_path / "none.db"))
         service.store.where, real = str(broken), service.store.where
-        await service.look_after_database()
+        await service.upkeep.look_after()
         service.store.where = real
         await service.health.check()
         value = service.health.health.current
         assert value["value.index"] == 0
         assert value["db_ok"] is False
         assert "broken.db" in value["alarm.message"]
-        await service.look_after_database()
+        await service.upkeep.look_after()
         await service.health.check()
         assert service.health.health.current["db_ok"] is True
 

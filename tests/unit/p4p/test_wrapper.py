@@ -475,3 +475,15 @@ def test_a_long_text_that_is_no_number_is_refused(text: str) -> None:
     for code in "dilL":
         with pytest.raises(ValueError, match="Invalid input"):
             Type([("x", code)])().x = text
+
+
+def test_a_name_or_an_identifier_that_cannot_be_sent_is_refused() -> None:
+    for odd in ("\ud800", "\udc80"):  # half of a pair, and what reading makes of octets that are no UTF-8
+        for make in (
+            lambda odd: Type([("a", "i")], id=odd),
+            lambda odd: Type([("a", ("S", odd, [("b", "i")]))]),
+            lambda odd: Type([("a", ("aU", odd, [("b", "i")]))]),
+            lambda odd: Type([(odd, "i")]),
+        ):
+            with pytest.raises(UnicodeEncodeError):
+                make(odd)

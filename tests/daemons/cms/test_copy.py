@@ -1,0 +1,277 @@
+"""``pvacms --copy-db``: a site goes from a file to a server and back, whole or not at all."""
+
+import contextlib
+import sqlite3
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from appliance.cms import copying, daemon, schema
+from appliance.cms.audit import prune_audit, verify_audit
+from appliance.cms.copying import back_up, copy_database
+from appliance.cms.dialect import engine_for
+from appliance.cms.model import utc
+from appliance.cms.store import Store
+from appliance.errors import ConfigurationError
+from tests.helpers.many_certificates import DAY_S, fill
+from tests.helpers.postgres import Engine
+
+ISSUER = "01234567"
+NOW = 1_800_000_000
+TABLES = (schema.certs, schema.audit, schema.replay, schema.authorities, schema.meta)
+OWN = {"database_id", "schema_oldest"}
+
+
+@contextlib.contextmanager
+def database(where):
+    store = Store(where, ISSUER)
+    store.open()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A database as years of service leave it: all states, schedules, alternative names, a pruned audit, used tokens."""
+    where = str(tmp_path / "from.db")
+    with database(where) as store:
+
+        def job(transaction):
+            connection = transaction.connection
+            fill(connection, 3000, ISSUER, now=NOW)
+            fill(connection, 50, "89abcdef", now=NOW, seed=2)
+            odd = dict(connection.execute(sa.select(schema.certs).limit(1)).mappings().one())
+            odd |= {
+                "serial": (1 << 63) - 1,
+                "cn": "žluťoučký\t\\N 'x'",
+                "no_status": None,
+                "next_at": None,
+                "o": "",
+            }
+            connection.execute(sa.insert(schema.certs).values(**odd))
+            connection.execute(
+                sa.insert(schema.replay),
+                [
+                    {"issuer": f"https://issuer/{n}", "token": f"{n:064x}", "until": NOW + n}
+                    for n in range(30)
+                ],
+            )
+            connection.execute(
+                sa.insert(schema.authorities).values(issuer=ISSUER, chain="PEM\n", crossed="", since=NOW)
+            )
+            for key, value in (("tokens_beside", "1"), ("journal:a", "1 x 2"), ("probe", "5")):
+                connection.execute(sa.insert(schema.meta).values(key=key, value=value))
+
+        store.run(job)
+
+    return where
+
+
+@pytest.fixture
+def server(postgres):
+    made = Engine("postgresql", postgres)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def empty(postgres):
+    """The URL of a database without any table."""
+    name = postgres.empty()
+    yield postgres.url(name)
+    postgres.drop(name)
+
+
+def content(where):
+    engine = engine_for(where, read_only=True)
+    with engine.connect() as connection:
+        found = {
+            table.name: sorted((tuple(row) for row in connection.execute(sa.select(table))), key=repr)
+            for table in TABLES
+        }
+    engine.dispose()
+    found["meta"] = [row for row in found["meta"] if row[0] not in OWN]
+    return found
+
+
+async def prune(where):
+    store = Store(where, ISSUER)
+    store.open()
+    store.start()
+    assert await prune_audit(store, utc(NOW), 1) > 100
+    store.close()
+
+
+def pvacms(capsys, *arguments):
+    status = daemon.main([str(argument) for argument in arguments])
+    return status, capsys.readouterr()
+
+
+async def test_a_site_goes_to_a_server_and_back_and_nothing_is_lost(tmp_path, capsys, file, empty):
+    await prune(file)
+    before, head = content(file), verify_audit(file).head
+    status, shown = pvacms(capsys, "--copy-db", file, empty)
+    assert (status, shown.err) == (0, "")
+    assert f"3051 certificates, {len(before['audit'])} audit records, head {head}" in shown.out
+    there = content(empty)
+    # The move is a record itself. What belongs to one service or to the file alone stays behind.
+    assert len(there["audit"]) == len(before["audit"]) + 1
+    assert verify_audit(empty, head=head).intact
+    kept = [row for row in before["meta"] if row[0] not in ("probe", "journal:a")]
+    assert there["meta"] == kept
+    for table in ("certs", "replay", "authorities"):
+        assert there[table] == before[table]
+
+    target = str(tmp_path / "to.db")
+    status, shown = pvacms(capsys, "--copy-db", empty, target)
+    assert (status, shown.err) == (0, "")
+    back = content(target)
+    assert verify_audit(target, head=head).records == len(before["audit"]) + 2
+    assert back["certs"] == before["certs"]
+    actions = [row[2] for row in back["audit"]]
+    assert actions.count("copy") == 2
+    with database(target) as store:
+        assert not store.created
+    ids = []
+    for where in (file, empty, target):
+        engine = engine_for(where, read_only=True)
+        with engine.connect() as connection:
+            ids.append(schema.known(connection, "database_id"))
+            names = {index["name"] for index in sa.inspect(connection).get_indexes("certs")}
+            assert names == {index.name for index in schema.certs.indexes}
+        engine.dispose()
+    assert len(set(ids)) == 3, "each is a database of its own"
+
+
+def test_a_backup_of_a_server_is_a_file_that_a_service_can_use(tmp_path, file, empty):
+    copy_database(file, empty, datetime.now(UTC))
+    made = back_up(empty, str(tmp_path / "backup"))
+    assert made == str(tmp_path / "backup.db")
+    # A backup adds nothing to it.
+    assert content(made) == content(empty)
+    with sqlite3.connect(made) as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert raw.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    raw.close()
+    with database(made) as store:
+        assert not store.created
+    with pytest.raises(ConfigurationError, match="exists already"):
+        back_up(empty, made)
+
+
+def test_a_backup_is_one_state_also_while_nodes_write(tmp_path, file, server, monkeypatch):
+    where = server.db(tmp_path)
+    with database(where) as store:
+        store.run(lambda t: fill(t.connection, 300, ISSUER, now=NOW))
+        real = copying._copy_table
+
+        def meanwhile(source, target, table, told):
+            if table is schema.audit:
+                store.run(lambda t: fill(t.connection, 7, ISSUER, now=NOW, seed=9))
+            return real(source, target, table, told)
+
+        monkeypatch.setattr(copying, "_copy_table", meanwhile)
+        made = content(back_up(where, str(tmp_path / "backup")))
+        assert (len(made["certs"]), len(made["audit"])) == (300, 300)
+        assert len(content(where)["certs"]) == 307
+
+
+def unchanged(where):
+    """Whether the target is as it was: not there, or a database without a table."""
+    engine = engine_for(where, read_only=True)
+    with engine.connect() as connection:
+        found = sa.inspect(connection).get_table_names()
+    engine.dispose()
+    return found == []
+
+
+@pytest.mark.parametrize("side", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_a_copy_that_differs_is_none(tmp_path, monkeypatch, file, empty, kind, side):
+    """Also if a row is lost on the way from the source."""
+    target = str(tmp_path / "to.db") if kind == "file" else empty
+    real = copying._batches
+
+    def one_less(connection, table):
+        for some in real(connection, table):
+            yield some[1:] if table is schema.replay and connection.dialect.name == side else some
+
+    source = file
+    if kind == "file":
+        copy_database(file, empty, datetime.now(UTC))
+        source = empty
+    monkeypatch.setattr(copying, "_batches", one_less)
+    with pytest.raises(ConfigurationError, match=r"differs from its source: .* rows of the table replay"):
+        copy_database(source, target, datetime.now(UTC))
+    assert unchanged(target) if kind == "server" else not (tmp_path / "to.db").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_a_broken_audit_is_not_moved(tmp_path, file, empty, kind):
+    with contextlib.closing(sqlite3.connect(file)) as raw, raw:
+        raw.execute("UPDATE audit SET action = 'approve' WHERE seq = 1234")
+    target = str(tmp_path / "to.db") if kind == "file" else empty
+    with pytest.raises(ConfigurationError, match=r"is broken: record 1234 was changed.*nothing was copied"):
+        copy_database(file, target, datetime.now(UTC))
+    assert unchanged(target) if kind == "server" else not (tmp_path / "to.db").exists()
+
+
+def test_a_database_that_a_service_uses_is_not_moved(tmp_path, capsys, file, server):
+    with database(file):
+        status, shown = pvacms(capsys, "--copy-db", file, tmp_path / "to.db")
+        assert status == 1
+        assert f"a pvacms uses the database {file}: stop it first" in shown.err
+    where = server.db(tmp_path)
+    with database(where):
+        for arguments in ((where, tmp_path / "to.db"), (file, where)):
+            status, shown = pvacms(capsys, "--copy-db", *arguments)
+            assert status == 1
+            assert "stop all of its nodes first" in shown.err
+    assert not (tmp_path / "to.db").exists()
+
+
+def test_a_target_that_is_not_empty_is_left_alone(tmp_path, capsys, file, server):
+    where = server.db(tmp_path)
+    with database(where) as store:
+        store.run(lambda t: fill(t.connection, 3, ISSUER, now=NOW))
+    before = content(where)
+    status, shown = pvacms(capsys, "--copy-db", file, where)
+    assert (status, "is not empty: name an empty one" in shown.err) == (1, True)
+    assert content(where) == before
+    other = tmp_path / "other.db"
+    other.write_text("somebody's")
+    status, shown = pvacms(capsys, "--copy-db", file, other)
+    assert (status, "exists already" in shown.err) == (1, True)
+    assert other.read_text() == "somebody's"
+
+
+def test_what_cannot_be_copied_is_named_in_one_sentence(tmp_path, capsys, file, empty):
+    (tmp_path / "rubbish.db").write_bytes(b"x" * 5000)
+    with contextlib.closing(sqlite3.connect(tmp_path / "nothing.db")) as raw, raw:
+        raw.execute("CREATE TABLE t (a)")
+    for source, target, why in (
+        (file, file, "the same database"),
+        (tmp_path / "none.db", empty, "does not exist"),
+        (tmp_path / "rubbish.db", empty, "cannot be used"),
+        (tmp_path / "nothing.db", empty, "no certificate database"),
+        (empty, tmp_path / "to.db", "no database of this version"),
+        (file, tmp_path / "none" / "to.db", "No such file or directory"),
+        (file, empty.replace("/empty_", "/none_"), "does not exist"),
+    ):
+        status, shown = pvacms(capsys, "--copy-db", source, target)
+        assert (status, shown.out) == (1, "")
+        assert why in shown.err, shown.err
+        assert len(shown.err.splitlines()) == 1
+    assert unchanged(empty)
+
+
+@pytest.mark.parametrize("days", [0, 400])
+def test_copying_a_file_to_a_file_is_possible_too(tmp_path, file, days):
+    target = str(tmp_path / "to.db")
+    copied = copy_database(file, target, utc(NOW + days * DAY_S))
+    assert copied.certificates == 3051
+    assert content(target)["certs"] == content(file)["certs"]
