@@ -25,7 +25,7 @@ _C: Final = schema.certs.c
 # another subject; so the first and the last subject of those that are alike stand for all.
 _ALIKE: Final = (_C.key_id, _C.skid, _C.usage, _C.barred)
 _USES: Final = sa.select(*_ALIKE, sa.func.min(_C.subject), sa.func.max(_C.subject)).group_by(*_ALIKE)
-_OF_ISSUER: Final = _USES.where(_C.issuer == sa.bindparam("by"))
+_OF_ISSUER: Final = _USES.where(schema.of_issuer())
 # Two indexes, one for each half. Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
 _OF_KEY: Final = _OF_ISSUER.where(sa.or_(_C.key_id == sa.bindparam("key"), _C.skid == sa.bindparam("name")))
 _OF_KEYS: Final = _OF_ISSUER.where(

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _AT_ONCE: Final = 64
 """Questions that share a transaction."""
 _SERIAL: Final = schema.certs.c.serial
-_ROWS: Final = sa.select(*_COLUMNS).where(schema.certs.c.issuer == sa.bindparam("by"))
+_ROWS: Final = sa.select(*_COLUMNS).where(schema.of_issuer())
 _ROW: Final = _ROWS.where(sa.bindparam("number") == _SERIAL)
 _SEVERAL: Final = _ROWS.where(_SERIAL.in_(sa.bindparam("numbers", expanding=True)))
 

@@ -69,9 +69,7 @@ class Store:
         """The audit's last record, while it is certain."""
         self._version = -1
         """SQLite's counter of commits by others: another command may have worked on the database."""
-        self._queue: queue.SimpleQueue[list[_Waiting] | None] = queue.SimpleQueue()
-        self._submitted: list[_Waiting] = []
-        """Jobs of this turn of the event loop. They are handed over together: one commit for them, and one change of threads."""
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
         self._in_use = InUse()
         self._engine: sa.Engine | None = None
@@ -171,7 +169,6 @@ class Store:
     def close(self) -> None:
         """Finish queued jobs and close the database."""
         if self._thread is not None:
-            self._hand_over_jobs()
             self._queue.put(None)
             self._thread.join()
             self._thread = None
@@ -208,18 +205,8 @@ class Store:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        self._put(_Waiting(job, subjects, () if key is None else (key,), future, loop, trial), loop)
+        self._queue.put(_Waiting(job, subjects, () if key is None else (key,), future, loop, trial))
         return future
-
-    def _put(self, item: _Waiting, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._submitted:
-            loop.call_soon(self._hand_over_jobs)
-        self._submitted.append(item)
-
-    def _hand_over_jobs(self) -> None:
-        if self._submitted:
-            items, self._submitted = self._submitted, []
-            self._queue.put(items)
 
     def run(self, job: Callable[[Transaction], _T]) -> _T:
         """Do one job now, before `start`. Raises what the job raises, or StoreError."""
@@ -237,24 +224,24 @@ class Store:
             if busy > 2:
                 # Under load one commit for many is better than a commit at once; a single request never waits.
                 time.sleep(min(busy * _GATHER_S, _GATHER_MAX_S))
-            group = first
+            group = [first]
             stop = False
             while len(group) < _GROUP:
                 try:
-                    items = self._queue.get_nowait()
+                    item = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                if items is None:
+                if item is None:
                     stop = True
                     break
-                group += items
+                group.append(item)
             busy = len(group)
             subjects = [subject for item in group for subject in item.subjects]
             keys = [key for item in group for key in item.keys]
             trial = all(item.trial for item in group)
             results = self._commit([item.job for item in group], subjects, keys, trial=trial)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                group[0].loop.call_soon_threadsafe(_deliver, group, results)
+                first.loop.call_soon_threadsafe(_deliver, group, results)
             if stop:
                 return
 
