@@ -36,6 +36,8 @@ __all__ = [
 
 _ANCHOR: Final = "audit_anchor"
 """Key of `meta`: number and hash of the last record that was removed."""
+VERIFIED: Final = "audit_verified"
+"""Key of `meta`: how far the audit is known to be good (`appliance.cms.upkeep`)."""
 _PRUNE: Final = "prune"
 _AT_ONCE: Final = 5000
 _FETCHED: Final = 1000

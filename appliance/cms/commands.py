@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from appliance.daemon.run import EXIT_OK
 from appliance.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from appliance.cms.config import CMSConfig
 
 __all__ = ["add_commands", "check_commands", "do_command"]
 
@@ -26,6 +29,12 @@ def add_commands(parser: argparse.ArgumentParser, what: argparse._MutuallyExclus
         nargs=2,
         metavar=("FROM", "TO"),
         help="copy a database that no service uses into an empty one, each a file or the URL of a PostgreSQL database, and exit",
+    )
+    what.add_argument(
+        "--restored",
+        action="store_true",
+        help="after a database was restored by its server's means, and before a service uses it: revoke again what the journal "
+        "beside the data knows, refuse tokens of before, and exit",
     )
     what.add_argument("--audit-verify", action="store_true", help="check the audit's chain and exit")
     what.add_argument(
@@ -59,12 +68,12 @@ def check_commands(options: argparse.Namespace) -> None:
             raise ConfigurationError(f"{flag} has no effect without {needed}; add it")
 
 
-def do_command(options: argparse.Namespace, database: Callable[[], str]) -> int | None:
+def do_command(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) -> int | None:
     """Do what the flags ask for.
 
     Args:
         options: The parsed flags.
-        database: Returns the database of the settings.
+        resolve: Returns the settings.
 
     Returns:
         The exit status; None if the flags ask for nothing of this.
@@ -72,6 +81,10 @@ def do_command(options: argparse.Namespace, database: Callable[[], str]) -> int 
     Raises:
         ApplianceError: It cannot be done; the text says why.
     """
+
+    def database() -> str:
+        return resolve().settings.db
+
     if options.backup is not None:
         from appliance.cms.copying import back_up
 
@@ -79,6 +92,8 @@ def do_command(options: argparse.Namespace, database: Callable[[], str]) -> int 
         return EXIT_OK
     if options.copy_db is not None:
         return _copy(*options.copy_db)
+    if options.restored:
+        return _restored(resolve())
     if options.audit_verify:
         return _verify(options, database)
     if options.audit_export is not None:
@@ -94,6 +109,31 @@ def _copy(source: str, target: str) -> int:
     sys.stdout.write(
         f"Database copied : {shown_database(source)} to {shown_database(target)}: {copied.certificates} certificates, "
         f"{copied.records} audit records, head {copied.head}\n"
+    )
+    return EXIT_OK
+
+
+def _restored(effective: CMSConfig) -> int:
+    from appliance.cms.copying import has_certificates, mark_restored, shown_database, unused
+    from appliance.cms.service import CertificateService
+
+    where = effective.settings.db
+    # Without any, the next line would begin a new site with a new authority.
+    if not has_certificates(where):
+        raise ConfigurationError(
+            f"the database {shown_database(where)} has no certificates: restore it first"
+        )
+    with unused(where):
+        pass
+    service = CertificateService.open(effective, clock=lambda: datetime.now(UTC))
+    try:
+        service.store.run(lambda transaction: mark_restored(transaction, service.clock()))
+        service.lifecycle.load()
+    finally:
+        service.close()
+    sys.stdout.write(
+        f"Database restored : {shown_database(where)}: what {service.journal.path} knows as revoked is revoked, and tokens that "
+        "were issued before now are refused\n"
     )
     return EXIT_OK
 

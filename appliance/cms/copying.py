@@ -19,21 +19,31 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from appliance.cms import schema
-from appliance.cms.audit import Progress, verify_on
+from appliance.cms.audit import VERIFIED, Progress, verify_on
 from appliance.cms.backup import backup, new_file
 from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.model import SERVICE, posix
+from appliance.cms.replay import BESIDE, VOID, set_number
 from appliance.cms.transaction import Transaction
 from appliance.daemon.audit import GENESIS
 from appliance.errors import ConfigurationError
 
-__all__ = ["Copied", "back_up", "copy_database", "shown_database"]
+__all__ = [
+    "Copied",
+    "back_up",
+    "copy_database",
+    "has_certificates",
+    "mark_restored",
+    "shown_database",
+    "unused",
+]
 
 _TABLES: Final = (schema.certs, schema.audit, schema.replay, schema.authorities, schema.meta)
-_OWN: Final = ("database_id", "schema_oldest", "probe")
+_OWN: Final = ("database_id", "schema_oldest", "probe", "journal")
 """Keys of `meta` that each database has for itself."""
 _OF_NODES: Final = "journal:"
 """Begins keys of `meta` that belong to the files of one service."""
+_TOKENS: Final = ".tokens"
 _AT_ONCE: Final = 5000
 _LOCK: Final = 37427
 """The lock that each service holds on a database server."""
@@ -72,7 +82,7 @@ def copy_database(source: str, target: str, now: datetime, *, progress: Progress
     if source == target:
         raise ConfigurationError("the source and the target are the same database; name two")
     with (
-        _unused(source),
+        unused(source),
         _current(source) as current,
         _snapshot(current) as reading,
         _target(target) as writing,
@@ -85,9 +95,53 @@ def copy_database(source: str, target: str, now: datetime, *, progress: Progress
             )
         transaction = Transaction(writing, "")
         facts = {"from": shown_database(source), "certificates": copied.certificates, "head": copied.head}
+        if _is_backup(source, reading):
+            set_number(writing, VOID, posix(now))
+            facts["tokens"] = "those of before are refused"
         transaction.audit(posix(now), "copy", None, {**SERVICE.facts(), **facts})
         transaction.flush()
     return copied
+
+
+def _is_backup(source: str, reading: sa.Connection) -> bool:
+    """Whether the file of used tokens is not beside the database any more, so tokens were perhaps used since then."""
+    if not is_sqlite(source) or os.path.lexists(source + _TOKENS):
+        return False
+    key = schema.meta.c.key
+    known = sa.select(key).where(key.startswith(BESIDE, autoescape=True)).limit(1)
+    return reading.execute(known).first() is not None
+
+
+def mark_restored(transaction: Transaction, now: datetime) -> None:
+    """Record, in a job, that the database was restored by means of its server.
+
+    Nobody knows which tokens were used since the backup, so those of before are refused. What services noted about their files
+    is forgotten, so that they compare all of it.
+    """
+    transaction.flush()
+    connection, key = transaction.connection, schema.meta.c.key
+    connection.execute(
+        sa.delete(schema.meta).where(
+            sa.or_(key.in_(("journal", VERIFIED)), key.startswith(_OF_NODES, autoescape=True))
+        )
+    )
+    set_number(connection, VOID, posix(now))
+    number, head = transaction.audit_head
+    transaction.audit(posix(now), "restored", None, {**SERVICE.facts(), "up_to": number, "head": head})
+
+
+def has_certificates(where: str) -> bool:
+    """Whether there is a database with certificates.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
+    if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
+        return False
+    with _failures(where), contextlib.closing(_connected(where, read_only=True)) as connection:
+        if not sa.inspect(connection).has_table("certs"):
+            return False
+        return connection.execute(sa.select(schema.certs.c.serial).limit(1)).first() is not None
 
 
 def back_up(where: str, target: str) -> str:
@@ -111,8 +165,12 @@ def back_up(where: str, target: str) -> str:
 
 
 @contextlib.contextmanager
-def _unused(where: str) -> Iterator[None]:
-    """Keep services from using a database meanwhile."""
+def unused(where: str) -> Iterator[None]:
+    """Keep services from using a database meanwhile.
+
+    Raises:
+        ConfigurationError: One uses it.
+    """
     if not is_sqlite(where):
         with _failures(where), _locked(where):
             yield

@@ -143,7 +143,7 @@ def _one_shot(options: argparse.Namespace) -> int | None:
         return EXIT_OK
     from appliance.cms.commands import do_command
 
-    return do_command(options, lambda: _resolve(options).settings.db)
+    return do_command(options, lambda: _resolve(options))
 
 
 def _shown(effective: CMSConfig) -> str:

@@ -179,12 +179,12 @@ class StoredReplay:
                     # A use is in the file before it is in the database: this is an older file, or a part of one.
                     wrong = "is older than the database, or a part of it is missing"
                 if wrong:
-                    _set(connection, VOID, int(now))
+                    set_number(connection, VOID, int(now))
             if beside:
                 # Whose key it was is not in the file, so nobody may use these tokens again.
                 unnamed = {"node": node, "key_id": "", "usage": "", "used_at": 0}
                 connection.execute(_USE, [use._asdict() | unnamed for use in beside])
-            _set(connection, remembered, 1)
+            set_number(connection, remembered, 1)
             return _uses(connection, node), wrong
 
         uses, wrong = self._store.run(job)
@@ -270,7 +270,7 @@ def _sweep(connection: sa.Connection, now: int) -> None:
     latest = connection.execute(sa.select(sa.func.max(replay.c.until)).where(old)).scalar()
     if latest is not None:
         connection.execute(sa.delete(replay).where(old))
-        _set(connection, FORGOTTEN, max(int(latest), int(known(connection, FORGOTTEN) or 0)))
+        set_number(connection, FORGOTTEN, max(int(latest), int(known(connection, FORGOTTEN) or 0)))
 
 
 def _uses(connection: sa.Connection, node: str) -> list[_Use]:
@@ -279,6 +279,7 @@ def _uses(connection: sa.Connection, node: str) -> list[_Use]:
     return [_Use(*row) for row in connection.execute(query.where(replay.c.node == node) if node else query)]
 
 
-def _set(connection: sa.Connection, key: str, value: int) -> None:
+def set_number(connection: sa.Connection, key: str, value: int) -> None:
+    """Write a number into the table ``meta``."""
     if connection.execute(sa.update(meta).where(meta.c.key == key).values(value=str(value))).rowcount == 0:
         connection.execute(sa.insert(meta).values(key=key, value=str(value)))

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
 
-from appliance.cms.audit import Sealed, last_number, prune_audit, verify_part
+from appliance.cms.audit import VERIFIED, Sealed, last_number, prune_audit, verify_part
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSSettings
 from appliance.cms.copying import back_up
@@ -29,8 +29,6 @@ __all__ = ["AuditCheck", "Upkeep"]
 
 _log: Final = logging.getLogger(__name__)
 _T = TypeVar("_T")
-VERIFIED: Final = "audit_verified"
-"""Key of `meta`: see `_Verified`."""
 _PART: Final = 500
 """Records that are checked at once: some milliseconds of a core."""
 _PAUSE_S: Final = 0.1

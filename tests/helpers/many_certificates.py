@@ -83,6 +83,9 @@ def fill(connection: sa.Connection, count: int, issuer: str, *, now: int, seed: 
         sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
     ).first()
     seq, sealed = (0, GENESIS) if head is None else (head.seq, head.hash)
+    indexes = list(certs.indexes) if count >= 100_000 else []
+    for index in indexes:
+        index.drop(connection)
     made = rows(count, issuer, now=now, seed=seed)
     while some := list(islice(made, 5000)):
         connection.execute(sa.insert(certs), some)
@@ -100,3 +103,5 @@ def fill(connection: sa.Connection, count: int, issuer: str, *, now: int, seed: 
             sealed = chain(sealed, record)
             records.append({**columns, "record": canonical(record).decode(), "hash": sealed})
         connection.execute(sa.insert(audit), records)
+    for index in indexes:
+        index.create(connection)

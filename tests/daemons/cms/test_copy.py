@@ -7,17 +7,21 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
+from appliance.certs.profiles import generate_key
 from appliance.cms import copying, daemon, schema
 from appliance.cms.audit import prune_audit, verify_audit
+from appliance.cms.commands import _restored as do_restored
 from appliance.cms.copying import back_up, copy_database
 from appliance.cms.dialect import engine_for
 from appliance.cms.model import utc
 from appliance.cms.store import Store
 from appliance.errors import ConfigurationError
+from tests.helpers.cms import admin_keychain, ccr, effective, plain, running, secure
 from tests.helpers.many_certificates import DAY_S, fill
 from tests.helpers.postgres import Engine
 
 ISSUER = "01234567"
+OPEN = {"require_client_approval": False}
 NOW = 1_800_000_000
 TABLES = (schema.certs, schema.audit, schema.replay, schema.authorities, schema.meta)
 OWN = {"database_id", "schema_oldest"}
@@ -112,6 +116,7 @@ def pvacms(capsys, *arguments):
 
 async def test_a_site_goes_to_a_server_and_back_and_nothing_is_lost(tmp_path, capsys, file, empty):
     await prune(file)
+    (tmp_path / "from.db.tokens").write_text("pvacms tokens 1\n")
     before, head = content(file), verify_audit(file).head
     status, shown = pvacms(capsys, "--copy-db", file, empty)
     assert (status, shown.err) == (0, "")
@@ -275,3 +280,60 @@ def test_copying_a_file_to_a_file_is_possible_too(tmp_path, file, days):
     copied = copy_database(file, target, utc(NOW + days * DAY_S))
     assert copied.certificates == 3051
     assert content(target)["certs"] == content(file)["certs"]
+
+
+# ---------------------------------------------------------------------- backups that are used again
+
+
+def meta_of(where):
+    return dict(row for row in content(where)["meta"])
+
+
+def test_tokens_of_before_are_void_in_a_backup_that_is_copied_back(tmp_path, file, empty):
+    """Those that were used since then are in no backup. In a site that moves they are in the file beside it."""
+    copy_database(file, empty, utc(NOW))
+    assert meta_of(empty)["tokens_void"] == str(NOW)
+    (tmp_path / "from.db.tokens").write_text("pvacms tokens 1\n")
+    copy_database(file, str(tmp_path / "moved.db"), utc(NOW))
+    assert "tokens_void" not in meta_of(str(tmp_path / "moved.db"))
+
+
+async def test_after_a_restore_what_was_revoked_since_is_revoked_again_and_tokens_are_void(
+    tmp_path, capsys, postgres, server
+):
+    where = server.db(tmp_path)
+    async with running(tmp_path, db=where, **OPEN) as service, plain(service) as anyone:
+        reply = await anyone.rpc("CERT:CREATE", ccr())
+        kept = await anyone.rpc("CERT:CREATE", ccr("bob", key=generate_key("ec-p256")))
+    # What pg_dump and pg_restore do, or a base backup.
+    postgres.sql(f"CREATE DATABASE restored TEMPLATE {sa.make_url(where).database}")
+    async with (
+        running(tmp_path, db=where, **OPEN) as service,
+        secure(service, admin_keychain(tmp_path)) as admin,
+    ):
+        await admin.put(reply["status_pv"], {"state": "REVOKED"})
+    restored = postgres.url("restored")
+    try:
+        before = verify_audit(restored)
+        capsys.readouterr()
+        assert do_restored(effective(tmp_path, db=restored)) == 0
+        assert "tokens that were issued before now are refused" in capsys.readouterr().out
+        assert int(meta_of(restored)["tokens_void"]) > NOW - 400 * DAY_S
+        assert verify_audit(restored, head=before.head).intact
+        actions = [row[2] for row in content(restored)["audit"]]
+        assert actions[before.records :] == ["restored", "revoke"]
+        async with running(tmp_path, db=restored, **OPEN) as service, plain(service) as anyone:
+            assert (await anyone.get(reply["status_pv"]))["state"] == "REVOKED"
+            assert (await anyone.get(kept["status_pv"]))["state"] == "VALID"
+            with pytest.raises(ConfigurationError, match="uses the database"):
+                do_restored(effective(tmp_path, db=restored))
+    finally:
+        postgres.drop("restored")
+
+
+def test_nothing_is_restored_where_nothing_is(tmp_path, empty):
+    for where in (str(tmp_path / "none.db"), empty):
+        with pytest.raises(ConfigurationError, match="has no certificates: restore it first"):
+            do_restored(effective(tmp_path, db=where))
+    assert unchanged(empty)
+    assert list(tmp_path.iterdir()) == []
