@@ -14,6 +14,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from appliance.certs.der import DERError, read_tlv, tlv
@@ -47,6 +48,7 @@ __all__ = [
     "load_pem_text",
     "names_status",
     "parse_cert_id",
+    "pem_chain",
     "public_key",
     "quiet",
     "renew_by",
@@ -168,6 +170,12 @@ def load_pem_text(text: bytes) -> list[x509.Certificate]:
         msg = f"the certificates cannot be read as PEM: {exc}"
         raise CertificateError(msg) from exc
     return [adopt(certificate) for certificate in found]
+
+
+def pem_chain(*certificates: x509.Certificate) -> str:
+    """Return certificates in PEM form, one after the other, each once."""
+    seen = dict.fromkeys(c.public_bytes(Encoding.PEM).decode("ascii") for c in certificates)
+    return "".join(seen)
 
 
 def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -29,12 +30,50 @@ from appliance.config.settings import ServerSettings
 from appliance.daemon.logging import faults_of_level
 from appliance.errors import ConfigurationError
 
-__all__ = ["CMSConfig", "CMSSettings", "parse_password_file", "resolve"]
+__all__ = ["CMSConfig", "CMSSettings", "FormerAuthority", "parse_password_file", "resolve"]
 
 _Text = Annotated[str, Meta(max_length=64)]
 _Country = Annotated[str, Meta(pattern="^([A-Z]{2})?$")]
 KeyAlgorithm = Literal["rsa-2048", "rsa-4096", "ec-p256", "ec-p384", "ed25519"]
 assert set(KeyAlgorithm.__args__) == set(KEY_ALGORITHMS)  # type: ignore[attr-defined]
+
+
+class FormerAuthority(Settings, frozen=True, kw_only=True):
+    """An authority that issues no more, and whose certificates still live: its key signs their statuses."""
+
+    keychain: FilePath = default(FilePath())
+    """Its keychain."""
+    keychain_pwd_file: FilePath = default(FilePath())
+    """File with its password."""
+    ca_key: Annotated[str, Meta(max_length=1024)] = ""
+    """Its key in a token, as `ca_key` of the present one."""
+    ca_key_pin: Secret = default(Secret())
+    """The token's PIN."""
+    ca_certificate: FilePath = default(FilePath())
+    """Its certificate in PEM form and those above it, for `ca_key`."""
+    ends: Annotated[str, Meta(max_length=40)] = ""
+    """When its certificates end, whatever their own dates say, such as `2027-03-01T00:00:00Z`. Empty: with the cross-certificate of
+    its root, or with itself."""
+
+    def __post_init__(self) -> None:
+        if bool(self.keychain) == bool(self.ca_key):
+            raise ValueError("name its keychain, or its ca_key with ca_certificate")
+        if self.ca_key and not self.ca_certificate:
+            raise ValueError(
+                "ca_key: a token has the key alone; name the file of its certificate in ca_certificate"
+            )
+        if self.ends:
+            self.ending()
+
+    def ending(self) -> datetime | None:
+        """Return ``ends``, aware; None if it is not set."""
+        if not self.ends:
+            return None
+        try:
+            found = datetime.fromisoformat(self.ends)
+        except ValueError:
+            raise ValueError(f"ends: {self.ends!r} is not a time; write it as 2027-03-01T00:00:00Z") from None
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 class CMSSettings(Settings, frozen=True, kw_only=True):
@@ -58,6 +97,9 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     ca_certificate: FilePath = default(FilePath())
     """The authority's certificate in PEM form and those above it, for `ca_key`. If there is no such file, a self-signed
     certificate is made."""
+    former_authorities: Annotated[tuple[FormerAuthority, ...], Meta(max_length=8)] = ()
+    """Authorities that this one takes over from. Their statuses are still served, and the holders of their certificates are told to
+    ask for new ones, until each ends."""
     cert_auth_name: Annotated[str, Meta(min_length=1, max_length=64)] = "EPICS Root Certificate Authority"
     """Name (CN) of a certificate authority that is made here."""
     cert_auth_organization: _Text = "certs.epics.org"
@@ -208,6 +250,18 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                 raise ValueError(
                     f"{key}: the authority's key is in a token (ca_key); leave one of the two away"
                 )
+
+    def of_former(self, former: FormerAuthority) -> CMSSettings:
+        """Return these settings with a former authority in the place of the present one."""
+        return msgspec.structs.replace(
+            self,
+            cert_auth_tls_keychain=former.keychain,
+            cert_auth_tls_keychain_pwd_file=former.keychain_pwd_file,
+            ca_key=former.ca_key,
+            ca_key_pin=former.ca_key_pin,
+            ca_certificate=former.ca_certificate,
+            former_authorities=(),
+        )
 
     @property
     def authority_file(self) -> str:

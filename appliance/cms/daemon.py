@@ -79,6 +79,27 @@ def _parser() -> argparse.ArgumentParser:
         help="make an administrator's keychain if there is none, and serve",
     )
     add_commands(parser, what)
+    what.add_argument(
+        "--make-csr",
+        metavar="FILE",
+        help="write a request for the certificate of an intermediate authority, and exit; -: to standard output",
+    )
+    what.add_argument(
+        "--install-chain",
+        metavar="FILE",
+        nargs="+",
+        help="make the authority from the key of the request and these certificates (PEM), and exit",
+    )
+    what.add_argument(
+        "--new-authority",
+        action="store_true",
+        help="make a new root beside the present one, with both cross-certificates, and exit; nothing is switched",
+    )
+    what.add_argument(
+        "--print-bundle",
+        action="store_true",
+        help="print what verifies the service's certificates (PEM), the present root first, and exit",
+    )
     add_flags(parser)
     return parser
 
@@ -141,9 +162,26 @@ def _one_shot(options: argparse.Namespace) -> int | None:
     if options.print_config:
         sys.stdout.write(_shown(_resolve(options)))
         return EXIT_OK
+    if options.make_csr is not None or options.install_chain or options.new_authority or options.print_bundle:
+        _ceremony(options)
+        return EXIT_OK
     from appliance.cms.commands import do_command
 
     return do_command(options, lambda: _resolve(options))
+
+
+def _ceremony(options: argparse.Namespace) -> None:
+    from appliance.cms import ceremony
+
+    settings, now = _resolve(options).settings, _now()
+    if options.make_csr is not None:
+        ceremony.make_request(settings, options.make_csr)
+    elif options.install_chain:
+        ceremony.install_chain(settings, options.install_chain, now)
+    elif options.new_authority:
+        ceremony.new_authority(settings, now)
+    else:
+        ceremony.print_bundle(settings, now)
 
 
 def _shown(effective: CMSConfig) -> str:
@@ -154,8 +192,9 @@ def _shown(effective: CMSConfig) -> str:
 
 
 def _new_administrator(effective: CMSConfig, name: str) -> int:
+    from appliance.cms.default_acf import add_administrator, ensure_acf
     from appliance.cms.service import CertificateService
-    from appliance.cms.setup import add_administrator, ensure_acf, ensure_administrator, say
+    from appliance.cms.setup import ensure_administrator, say
 
     service = CertificateService.open(effective, clock=_now, beside=True)
     try:
@@ -252,7 +291,8 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         if now < before - timedelta(seconds=1):
             _log.warning("the clock was set back by %s", before - now)
             service.lifecycle.step_back()
-            service.publisher.step_back()
+            for publisher in service.publishers:
+                publisher.step_back()
         before = now
         busy = service.tick()
         monotonic = time.monotonic()

@@ -23,6 +23,7 @@ __all__ = [
     "Deliveries",
     "answer_lost",
     "approved_before",
+    "changes_authority",
     "is_alike",
     "key_problem",
     "may_supersede",
@@ -112,6 +113,15 @@ def other_holder(request: NewCertificate, live: Iterable[CertRecord]) -> str:
 def proves_the_name(request: NewCertificate, known: Iterable[CertRecord]) -> bool:
     """Whether a token, or an earlier certificate that an administrator approved, proves that the name is the requester's."""
     return bool(request.identity) or any(record.approved and request.is_of(record) for record in known)
+
+
+def changes_authority(request: NewCertificate, old: CertRecord, issuer: str) -> bool:
+    """Whether the holder of a former authority's certificate asks for one of the present authority ``issuer``.
+
+    The old one stays: connections use it until the new one is in the keychain. Whoever cannot prove that it is his meets the
+    usual rule, or names without a proof could be had by the first who asks.
+    """
+    return old.issuer != issuer and request.is_of(old)
 
 
 def may_supersede(

@@ -36,7 +36,7 @@ from appliance.certs.profiles import (
 from appliance.certs.public_keys import key_identity
 from appliance.certs.san import San, canonical, in_certificate
 from appliance.certs.schedule import Schedule
-from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, quiet
+from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, pem_chain, quiet
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate, shown_time
 from appliance.cms.policy import Names
@@ -137,6 +137,7 @@ class Issuing:
         *,
         tokens: TokenVerifier | None = None,
         reserved: Callable[[], frozenset[str]] = frozenset,
+        former: Sequence[CertificateAuthority] = (),
     ) -> None:
         self.issuer = issuer
         self.lifecycle = lifecycle
@@ -149,7 +150,9 @@ class Issuing:
         self.own_keys: Callable[[], frozenset[str]] = frozenset
         """Keys of the service itself, by `key_identity`; those of the authorities are known."""
         self._authority_keys = frozenset(
-            key_identity(certificate.public_key()) for certificate in (issuer.certificate, *issuer.chain)
+            key_identity(certificate.public_key())
+            for authority in (issuer, *former)
+            for certificate in (authority.certificate, *authority.chain)
         )
         self._soundness = Soundness()
         self._used_proofs = UsedProofs()
@@ -466,12 +469,6 @@ def _schedule(ccr: CertRequest) -> Schedule:
     except ConfigurationError as error:
         raise _Refusal(error.why) from None
     return Schedule(ccr.schedule, ccr.time_zone if ccr.schedule else "")
-
-
-def pem_chain(*certificates: x509.Certificate) -> str:
-    """Return certificates in PEM form, one after the other, each once."""
-    seen = dict.fromkeys(c.public_bytes(Encoding.PEM).decode("ascii") for c in certificates)
-    return "".join(seen)
 
 
 def new_serial() -> int:

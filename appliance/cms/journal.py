@@ -27,12 +27,18 @@ class JournalError(ApplianceError):
 
 
 class Journal:
-    """The journal of revocations. ``known`` maps serial numbers to revocation dates (POSIX seconds)."""
+    """The journal of revocations. ``known`` maps serial numbers to revocation dates (POSIX seconds).
+
+    Args:
+        path: The file.
+        issuer: The authority that issues; its identifier stands above what is added.
+        former: Other authorities whose certificates count.
+    """
 
     is_own = True
     """Whether this process writes it."""
 
-    def __init__(self, path: str, issuer: str) -> None:
+    def __init__(self, path: str, issuer: str, former: Iterable[str] = ()) -> None:
         self.path = path
         self.known: dict[int, int] = {}
         self.missing: dict[int, int] = {}
@@ -40,6 +46,7 @@ class Journal:
         self.barred: set[int] = set()
         """Revocations that also bar the key. A line without the third word is counted among them, because it does not say."""
         self._issuer = issuer
+        self._issuers = frozenset((issuer, *former))
         self._hash = hashlib.sha256()
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -81,7 +88,7 @@ class Journal:
                 and words[2:] in ([], [_KEY], [_ONLY])
                 and section
             ):
-                if section == self._issuer:
+                if section in self._issuers:
                     self.known[int(words[0])] = int(words[1])
                     if words[2:] != [_ONLY]:
                         self.barred.add(int(words[0]))
@@ -179,12 +186,13 @@ class OthersJournal(Journal):
 
     is_own = False
 
-    def __init__(self, path: str, issuer: str) -> None:
+    def __init__(self, path: str, issuer: str, former: Iterable[str] = ()) -> None:
         self.path = path
         self.known = {}
         self.missing = {}
         self.barred = set()
         self._issuer = issuer
+        self._issuers = frozenset((issuer, *former))
         self._fd = -1
 
     def add(self, entries: Iterable[tuple[int, int]], *, barred: Iterable[int] = ()) -> None:

@@ -25,10 +25,10 @@ _C: Final = schema.certs.c
 # another subject; so the first and the last subject of those that are alike stand for all.
 _ALIKE: Final = (_C.key_id, _C.skid, _C.usage, _C.barred)
 _USES: Final = sa.select(*_ALIKE, sa.func.min(_C.subject), sa.func.max(_C.subject)).group_by(*_ALIKE)
-_OF_ISSUER: Final = _USES.where(schema.of_issuer())
+# Of all authorities: a key that is barred stays barred when a new authority takes over.
 # Two indexes, one for each half. Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
-_OF_KEY: Final = _OF_ISSUER.where(sa.or_(_C.key_id == sa.bindparam("key"), _C.skid == sa.bindparam("name")))
-_OF_KEYS: Final = _OF_ISSUER.where(
+_OF_KEY: Final = _USES.where(sa.or_(_C.key_id == sa.bindparam("key"), _C.skid == sa.bindparam("name")))
+_OF_KEYS: Final = _USES.where(
     sa.or_(
         _C.key_id.in_(sa.bindparam("keys", expanding=True)),
         _C.skid.in_(sa.bindparam("names", expanding=True)),
@@ -41,14 +41,12 @@ class KeyUses:
 
     Args:
         connection: The transaction's connection.
-        issuer: Whose certificates count.
     """
 
-    __slots__ = ("_by_key", "_by_skid", "_connection", "_issuer", "_new", "_read")
+    __slots__ = ("_by_key", "_by_skid", "_connection", "_new", "_read")
 
-    def __init__(self, connection: sa.Connection, issuer: str) -> None:
+    def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
-        self._issuer = issuer
         self._read: set[tuple[str, str]] = set()
         self._by_key: dict[str, set[KeyUse]] = {}
         self._by_skid: dict[str, set[KeyUse]] = {}
@@ -61,10 +59,10 @@ class KeyUses:
             return
         if len(wanted) == 1:
             ((key_id, skid),) = wanted
-            rows = self._connection.execute(_OF_KEY, {"by": self._issuer, "key": key_id, "name": skid})
+            rows = self._connection.execute(_OF_KEY, {"key": key_id, "name": skid})
         else:
             names = {"keys": [key_id for key_id, _ in wanted], "names": [skid for _, skid in wanted]}
-            rows = self._connection.execute(_OF_KEYS, {"by": self._issuer, **names})
+            rows = self._connection.execute(_OF_KEYS, names)
         self._read |= wanted
         for key_id, skid, usage, barred, first, last in rows.all():
             uses = {KeyUse(subject, usage, bool(barred)) for subject in (first, last)}

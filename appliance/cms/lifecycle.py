@@ -28,6 +28,7 @@ from appliance.cms.inherit import (
     Deliveries,
     answer_lost,
     approved_before,
+    changes_authority,
     is_alike,
     key_problem,
     may_supersede,
@@ -109,7 +110,7 @@ class Lifecycle:
         self.clock = clock
         self.readers = readers
         self.memory = Memory(
-            readers, lambda: store.issuer, learned=self._learned, told=self._changed_elsewhere
+            readers, lambda: store.authorities, learned=self._learned, told=self._changed_elsewhere
         )
         self.clockwork = Clockwork(clock, self.memory.watched, crossed=self._crossed, hinted=self._tell)
         self.sweep = Sweep(store, readers, told=self._told, done=self._swept, pending_s=pending_s)
@@ -224,7 +225,8 @@ class Lifecycle:
             if request.repeated and not lost and any(is_alike(request, old) for old, _ in live):
                 raise refuse(transaction, USED_BEFORE)
             try:
-                decision = judge(request, [(old, state) for old, state in live if old not in lost], now)
+                own = [(old, state) for old, state in live if old.issuer == transaction.issuer]
+                decision = judge(request, [(old, state) for old, state in own if old not in lost], now)
             except RequestRefused as refusal:
                 raise refuse(transaction, str(refusal)) from None
             if isinstance(decision, Renewed):
@@ -247,7 +249,7 @@ class Lifecycle:
                 reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
                 if reason:
                     giving_way.append((old, reason))
-                elif not request.roll_over:
+                elif not request.roll_over and not changes_authority(request, old, transaction.issuer):
                     raise refuse(transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT))
             if isinstance(decision, Fresh):
                 others.append(self._renew(transaction, request, decision.release, 0, actor, now))

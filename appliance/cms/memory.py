@@ -16,7 +16,7 @@ from typing import Any, Final
 from appliance.certs.status import CertState
 from appliance.cms.model import as_told
 from appliance.cms.reading import Readers, records_of
-from appliance.cms.transaction import CertRecord, StoreError
+from appliance.cms.transaction import Authorities, CertRecord, StoreError
 
 __all__ = ["Memory", "Watched"]
 
@@ -79,7 +79,7 @@ class Memory:
 
     Args:
         readers: Read the database.
-        issuer: Returns the identifier of the authority whose certificates these are.
+        authorities: Returns the authorities whose certificates these are.
         learned: Called with each certificate that is watched from now on, or has changed while it was.
         told: Called when a certificate that is watched has been changed by others, with None if it is gone.
     """
@@ -87,13 +87,13 @@ class Memory:
     def __init__(
         self,
         readers: Readers,
-        issuer: Callable[[], str],
+        authorities: Callable[[], Authorities],
         *,
         learned: Callable[[CertRecord], None],
         told: Told,
     ) -> None:
         self._readers = readers
-        self._issuer = issuer
+        self._authorities = authorities
         self._learned = learned
         self._told = told
         self._pinned: dict[int, _Pinned] = {}
@@ -247,10 +247,10 @@ class Memory:
 
     def _ask(self) -> None:
         wanted, self._wanted = self._wanted, []
-        issuer = self._issuer()
+        authorities = self._authorities()
         for start in range(0, len(wanted), _AT_ONCE):
             serials = wanted[start : start + _AT_ONCE]
-            asked = self._readers.read(partial(records_of, serials=serials, issuer=issuer))
+            asked = self._readers.read(partial(records_of, serials=serials, authorities=authorities))
             asked.add_done_callback(partial(self._answered, serials))
 
     def _answered(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from appliance.acf import AccessSecurity, Principal, load_acf
@@ -46,6 +46,7 @@ class Names:
     __slots__ = (
         "_status",
         "create",
+        "former",
         "health",
         "issuer",
         "issuer_id",
@@ -56,30 +57,54 @@ class Names:
         "schedule",
     )
 
-    def __init__(self, prefix: str, issuer_id: str, *, health: str = "", metrics: str = "") -> None:
+    def __init__(
+        self, prefix: str, issuer_id: str, *, health: str = "", metrics: str = "", former: Sequence[str] = ()
+    ) -> None:
+        """Make the names.
+
+        Args:
+            prefix: Their first part.
+            issuer_id: The authority that issues.
+            health: Another name for CERT:HEALTH.
+            metrics: Another name for CERT:METRICS.
+            former: Authorities that issue no more. What is asked under their names is done by the present one, except that
+                each has certificates, and so statuses, and a CERT:ISSUER of its own.
+        """
         self.prefix = prefix
         self.issuer_id = issuer_id
-        self.root, self.issuer, self.create, self.list, self.schedule = (
-            (f"{prefix}:{what}", f"{prefix}:{what}:{issuer_id}")
-            for what in ("ROOT", "ISSUER", "CREATE", "LIST", "SCHEDULE")
+        self.former = tuple(former)
+        self.root, self.create, self.list, self.schedule = (
+            (f"{prefix}:{what}", *(f"{prefix}:{what}:{each}" for each in (issuer_id, *former)))
+            for what in ("ROOT", "CREATE", "LIST", "SCHEDULE")
         )
+        self.issuer = (f"{prefix}:ISSUER", f"{prefix}:ISSUER:{issuer_id}")
         self.health, self.metrics = (
             (name, f"{name}:{issuer_id}")
             for name in (health or f"{prefix}:HEALTH", metrics or f"{prefix}:METRICS")
         )
-        self._status = re.compile(rf"{re.escape(prefix)}:STATUS:{issuer_id}:([0-9]{{1,20}})", re.IGNORECASE)
+        issuers = "|".join((issuer_id, *former))
+        self._status = re.compile(rf"{re.escape(prefix)}:STATUS:({issuers}):([0-9]{{1,20}})", re.IGNORECASE)
 
     def status(self, serial: int) -> str:
         """Return the name of a certificate's status PV, as certificates contain it."""
         return f"{self.prefix}:STATUS:{self.issuer_id}:{serial:020d}"
 
-    def serial_of(self, name: str) -> int | None:
-        """Return the serial number in a status PV's name, padded or not; None for any other name."""
+    def issuer_of(self, former: str) -> str:
+        """Return the name of a former authority's CERT:ISSUER."""
+        return f"{self.prefix}:ISSUER:{former}"
+
+    def status_of(self, name: str) -> tuple[str, int] | None:
+        """Return the authority and the serial number, padded or not, in a status PV's name; None for any other name."""
         found = self._status.fullmatch(canonical_pv_name(name))
         if found is None or not name.isascii():
             return None
-        serial = int(found[1])
-        return serial if serial < 1 << 64 else None
+        serial = int(found[2])
+        return (found[1].lower(), serial) if serial < 1 << 64 else None
+
+    def serial_of(self, name: str) -> int | None:
+        """Return the serial number in a status PV's name; None for any other name."""
+        found = self.status_of(name)
+        return None if found is None else found[1]
 
 
 def read_acf(path: str) -> AccessSecurity:
@@ -124,7 +149,7 @@ class Policy(AccessPolicy):
             peer.method == "x509"
             and peer.is_tls
             and peer.serial == serial
-            and peer.issuer_id == self.names.issuer_id
+            and peer.issuer_id in (self.names.issuer_id, *self.names.former)
         )
 
     def administrators(self) -> frozenset[str]:
@@ -160,7 +185,7 @@ class Policy(AccessPolicy):
             # Whose certificate it is about stands in the request; the PV judges it.
             proved = peer.method == "x509" and peer.is_tls
             return Rights(read=proved, rpc=proved)
-        if name in names.root or name in names.issuer:
+        if name in (*names.root, *names.issuer, *map(names.issuer_of, names.former)):
             # Public, and needed before a peer can prove anything.
             return Rights(read=True)
         if name in names.health or name in names.metrics or name == "server":
@@ -175,15 +200,15 @@ class CertificateGate(PeerGate):
     def __init__(
         self,
         lifecycle: Lifecycle,
-        issuer_id: str,
+        issuers: Collection[str],
         exempt: Callable[[int], bool],
         status_required: Callable[[], bool] = lambda: False,
     ) -> None:
         self._lifecycle = lifecycle
-        self._issuer_id = issuer_id
+        self._issuers = issuers
         self._exempt = exempt
         self._status_required = status_required
-        self._watchers: dict[int, dict[int, Callable[[Verdict], None]]] = {}
+        self._watchers: dict[int, dict[int, tuple[str, Callable[[Verdict], None]]]] = {}
         self._next = 0
         self._tasks: set[object] = set()
         lifecycle.listeners.append(self._changed)
@@ -202,7 +227,7 @@ class CertificateGate(PeerGate):
         if credentials.method != "x509" or self._exempt(serial):
             verdict(_GOOD)
             return _nothing
-        if credentials.issuer_id != self._issuer_id:
+        if credentials.issuer_id not in self._issuers:
             verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
             return _nothing
         if self._status_required() and not names_status(engine.peer_chain):
@@ -210,7 +235,7 @@ class CertificateGate(PeerGate):
             return _nothing
         self._next += 1
         token = self._next
-        self._watchers.setdefault(serial, {})[token] = verdict
+        self._watchers.setdefault(serial, {})[token] = credentials.issuer_id, verdict
         memory = self._lifecycle.memory
         memory.pin(serial)
 
@@ -223,7 +248,7 @@ class CertificateGate(PeerGate):
                 del self._watchers[serial]
 
         if memory.is_certain(serial):
-            verdict(self._judge(memory.peek(serial)))
+            verdict(self._judge(memory.peek(serial), credentials.issuer_id))
         else:
             task = asyncio.get_running_loop().create_task(self._ask(serial, token))
             self._tasks.add(task)
@@ -231,21 +256,24 @@ class CertificateGate(PeerGate):
         return unwatch
 
     async def _ask(self, serial: int, token: int) -> None:
+        failure: Verdict | None = None
+        record = None
         try:
             record = await self._lifecycle.find(serial)
         except ApplianceError as error:
             _log.warning("a client's certificate cannot be looked up: %s", error)
-            status = Verdict(
+            failure = Verdict(
                 StatusClass.UNKNOWN, "the state of your certificate is not known at the moment; try again"
             )
-        else:
-            status = self._judge(record)
-        verdict = self._watchers.get(serial, {}).get(token)
-        if verdict is not None:
-            verdict(status)
+        watcher = self._watchers.get(serial, {}).get(token)
+        if watcher is not None:
+            issuer, verdict = watcher
+            verdict(failure or self._judge(record, issuer))
 
-    def _judge(self, record: CertRecord | None) -> Verdict:
-        state = CertState.UNKNOWN if record is None else self._lifecycle.state(record)
+    def _judge(self, record: CertRecord | None, issuer: str) -> Verdict:
+        """Judge a certificate of an authority by what the database has; a row of another authority is no row."""
+        known = record is not None and record.issuer == issuer
+        state = self._lifecycle.state(record) if known and record is not None else CertState.UNKNOWN
         if state is CertState.VALID:
             return _GOOD
         what = _WHAT_TO_DO.get(state, "connect without it or request another one")
@@ -257,13 +285,13 @@ class CertificateGate(PeerGate):
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._tell, record)
 
     def _vanished(self, serial: int) -> None:
-        for verdict in list(self._watchers.get(serial, {}).values()):
-            verdict(self._judge(None))
+        for issuer, verdict in list(self._watchers.get(serial, {}).values()):
+            verdict(self._judge(None, issuer))
 
     def _tell(self, record: CertRecord) -> None:
-        status = self._judge(self._lifecycle.peek(record.serial) or record)
-        for verdict in list(self._watchers.get(record.serial, {}).values()):
-            verdict(status)
+        known = self._lifecycle.peek(record.serial) or record
+        for issuer, verdict in list(self._watchers.get(record.serial, {}).values()):
+            verdict(self._judge(known, issuer))
 
 
 def _nothing() -> None:

@@ -32,6 +32,7 @@ from appliance.certs.x509 import (
 from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
+from appliance.cms.renewal import RENEWABLE
 from appliance.cms.transaction import CertRecord
 from appliance.errors import ApplianceError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
@@ -39,7 +40,7 @@ from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
 from appliance.server import Channel, Handler, Operation, Subscription, Update
 
-__all__ = ["Publisher", "StatusPV"]
+__all__ = ["Publisher", "StatusPV", "Successor"]
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_AT: Final = 5 / 6
@@ -241,8 +242,37 @@ def _differences(old: list[Any], new: list[Any]) -> int:
     return bits
 
 
+class Successor(NamedTuple):
+    """That another authority issues now, and the holders of these certificates are to ask it for new ones."""
+
+    since: datetime
+    ends: datetime
+    """When the former authority ends."""
+
+    def renew_by(self, record: CertRecord, now: datetime) -> int:
+        """Return the date that makes the holder of a certificate ask, in POSIX seconds.
+
+        First it is soon, so that most ask in the first tenth of the time, each at a moment of its own; those that could not are
+        told the end. It is before the certificate's own end, because that means that nothing need be renewed.
+        """
+        soon = self.since + (self.ends - self.since) / 10
+        by = soon if now < soon else self.ends
+        dates = [int(by.timestamp()), record.not_after - 1, *([record.renew_by] if record.renew_by else [])]
+        return max(1, min(dates))
+
+
 class Publisher:
-    """Makes and keeps status answers. ``on_put`` is called for each PUT on a status PV."""
+    """Makes and keeps the status answers of one authority. ``on_put`` is called for each PUT on a status PV.
+
+    Args:
+        lifecycle: Knows the certificates.
+        signer: The authority's.
+        issuer: The authority's identifier.
+        validity: How long an answer is good.
+        node: Identifies this node in the answers.
+        always_valid: Serial numbers of the authority's own certificates.
+        successor: For a former authority: what its certificates' holders are told.
+    """
 
     def __init__(
         self,
@@ -253,9 +283,11 @@ class Publisher:
         validity: timedelta,
         node: str = "",
         always_valid: frozenset[int] = frozenset(),
+        successor: Successor | None = None,
     ) -> None:
         self.lifecycle = lifecycle
         self.issuer = issuer
+        self._successor = successor
         self.validity = validity
         self.signed = 0
         self.on_put: PutHandler = _refuse_put
@@ -304,7 +336,7 @@ class Publisher:
 
     def _knows(self, serial: int) -> bool:
         """Whether memory has what a status is made of. Who has been revoked, or has expired, stays so."""
-        record = self.lifecycle.peek(serial)
+        record = self._peek(serial)
         if record is not None and self.lifecycle.state(record) in _FINAL:
             return True
         return serial in self._always_valid or self.lifecycle.memory.is_certain(serial)
@@ -317,7 +349,7 @@ class Publisher:
         """
         self._watch(pv)
         if self._knows(pv.serial):
-            self._publish(pv, self.lifecycle.peek(pv.serial))
+            self._publish(pv, self._peek(pv.serial))
         else:
             self._have_fetched(pv, asks)
 
@@ -355,7 +387,7 @@ class Publisher:
         try:
             record = await self.lifecycle.find(pv.serial)
             if pv.is_watched:
-                self._publish(pv, record)
+                self._publish(pv, self._mine(record))
         except ApplianceError as error:
             failure = error
         finally:
@@ -372,7 +404,16 @@ class Publisher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _mine(self, record: CertRecord | None) -> CertRecord | None:
+        """Return a certificate of this authority; None for one of another, which this authority does not know."""
+        return record if record is not None and record.issuer == self.issuer else None
+
+    def _peek(self, serial: int) -> CertRecord | None:
+        return self._mine(self.lifecycle.peek(serial))
+
     def _changed(self, record: CertRecord) -> None:
+        if self._mine(record) is None:
+            return
         pv = self._pvs.get(record.serial)
         if pv is None or (pv.store is None and not pv.subscriptions):
             return
@@ -387,7 +428,7 @@ class Publisher:
     def _renew(self, pv: StatusPV) -> None:
         """Sign again for those who subscribe, from what is known now."""
         if self._knows(pv.serial):
-            self._publish(pv, self.lifecycle.peek(pv.serial))
+            self._publish(pv, self._peek(pv.serial))
         else:
             self._have_fetched(pv)
 
@@ -438,8 +479,10 @@ class Publisher:
         if record is not None:
             store[at["not_before"]], store[at["not_after"]] = record.not_before, record.not_after
             store[at["no_status"]] = record.no_status is True
-            store[at["renew_by"]] = written_renew_by(record.renew_by)
-            store[at["renewal_due"]] = is_renewal_due(record, now)
+            renew_by, is_due = record.renew_by, is_renewal_due(record, now)
+            if self._successor is not None and state in RENEWABLE:
+                renew_by, is_due = self._successor.renew_by(record, now), True
+            store[at["renew_by"]], store[at["renewal_due"]] = written_renew_by(renew_by), is_due
             if record.san:
                 store[at["san"]] = san_array(names_of(record.san))
             if record.schedule:
@@ -486,6 +529,8 @@ class Publisher:
     def _until(self, begin: datetime, end: datetime | None) -> datetime:
         """Return until when an answer of ``begin`` is good, ``end`` being when the certificate ceases to be VALID."""
         usual = begin + self.validity
+        if self._successor is not None:
+            usual = max(min(usual, self._successor.ends), begin + timedelta(seconds=1))
         return usual if end is None else max(min(usual, end), begin + timedelta(seconds=1))
 
     # -- the clock -----------------------------------------------------------------------------------

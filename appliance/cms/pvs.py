@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from appliance.authn.ccr import REPLY_TYPE, CertRequest, parse_request
@@ -19,10 +19,11 @@ from appliance.certs.status import WIRE_CHOICES, CertState, written_renew_by
 from appliance.certs.x509 import (
     canonical_pv_name,
     cert_id,
+    pem_chain,
     serial_number,
     shown_id,
 )
-from appliance.cms.issuing import Issued, Issuing, pem_chain
+from appliance.cms.issuing import Issued, Issuing
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rates, SharedLimits
 from appliance.cms.model import (
@@ -301,7 +302,12 @@ class StatusCommands:
     """PUT of ``state`` on a status PV: APPROVED, DENIED, REVOKED, and REVOKED_OWN."""
 
     def __init__(
-        self, lifecycle: Lifecycle, publisher: Publisher, policy: Policy, names: Names, tasks: Tasks
+        self,
+        lifecycle: Lifecycle,
+        publishers: Iterable[Publisher],
+        policy: Policy,
+        names: Names,
+        tasks: Tasks,
     ) -> None:
         self._lifecycle = lifecycle
         self._policy = policy
@@ -310,18 +316,21 @@ class StatusCommands:
         self._refusals = RateLimiter(30, 30, clock=time.monotonic)
         self._failures = RateLimiter(60, 60, clock=time.monotonic)
         self._unrecorded = 0
-        publisher.on_put = self.put
+        for publisher in publishers:
+            publisher.on_put = self.put
 
     def put(self, pv: StatusPV, operation: Operation, value: Value, done: Callable[[], None]) -> None:
         """Do what an administrator, or the owner, asks for."""
-        wanted = value["state"] if value.is_marked("state") else ""
-        self._tasks.start(operation, self._put(pv.serial, operation, str(wanted).strip().upper(), done))
+        wanted = str(value["state"] if value.is_marked("state") else "").strip().upper()
+        self._tasks.start(operation, self._put(pv.publisher.issuer, pv.serial, operation, wanted, done))
 
-    async def _put(self, serial: int, operation: Operation, wanted: str, done: Callable[[], None]) -> None:
+    async def _put(
+        self, issuer: str, serial: int, operation: Operation, wanted: str, done: Callable[[], None]
+    ) -> None:
         peer = operation.peer
         actor = Actor(peer.method, peer.account, peer.peer)
         administers, owns = self._policy.administers(peer), self._policy.owns(peer, serial)
-        identifier = shown_id(self._names.issuer_id, serial)
+        identifier = shown_id(issuer, serial)
         lifecycle = self._lifecycle
         why = ""
         if wanted not in ("APPROVED", "DENIED", "REVOKED", REVOKED_OWN):
@@ -339,6 +348,9 @@ class StatusCommands:
             self.refused(peer, serial, wanted, why)
             raise RequestRefused(why)
         try:
+            record = await lifecycle.find(serial)
+            if record is not None and record.issuer != issuer:
+                raise RequestRefused(f"{identifier} is not known here")
             if wanted == "APPROVED":
                 record = await lifecycle.approve(serial, actor)
             elif wanted == "DENIED":
@@ -349,14 +361,14 @@ class StatusCommands:
             # The audit, which is in the same database, cannot record it.
             if not self._failures.take(""):
                 told = {
-                    "event": "command-failed", "command": wanted, "cert_id": shown_id(self._names.issuer_id, serial), **peer.facts()
+                    "event": "command-failed", "command": wanted, "cert_id": identifier, **peer.facts()
                 }  # fmt: skip
                 _log.error(
                     "%s of %s by %s was NOT done: %s", wanted, identifier, peer.account, error, extra=told
                 )
             raise
         told = {
-            "event": _EVENTS[wanted], "cert_id": shown_id(self._names.issuer_id, serial), "state": record.state.value, **peer.facts()
+            "event": _EVENTS[wanted], "cert_id": identifier, "state": record.state.value, **peer.facts()
         }  # fmt: skip
         _log.info("%s is %s: %s by %s", identifier, record.state.value, wanted, peer.account, extra=told)
         done()
@@ -386,10 +398,10 @@ class StatusCommands:
 class CMSSource(Source):
     """Maps names to the service's PVs."""
 
-    def __init__(self, names: Names, publisher: Publisher) -> None:
+    def __init__(self, names: Names, publishers: Iterable[Publisher]) -> None:
         self.names_ = names
         self.pvs: dict[str, Handler] = {}
-        self._publisher = publisher
+        self._publishers = {publisher.issuer: publisher for publisher in publishers}
 
     def add(self, handler: Handler, *names: str) -> None:
         """Serve a PV under some names."""
@@ -405,8 +417,8 @@ class CMSSource(Source):
         handler = self.pvs.get(canonical_pv_name(name))
         if handler is not None:
             return handler
-        serial = self.names_.serial_of(name)
-        return None if serial is None else self._publisher.pv(serial)
+        status = self.names_.status_of(name)
+        return None if status is None else self._publishers[status[0]].pv(status[1])
 
     def names(self) -> list[str]:
         """Return all names except those of certificates."""

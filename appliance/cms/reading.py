@@ -18,7 +18,15 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.dialect import engine_for
 from appliance.cms.model import check_row, damaged
-from appliance.cms.transaction import _COLUMNS, _LARGEST, CertRecord, StoreError, _record
+from appliance.cms.transaction import (
+    _COLUMNS,
+    _LARGEST,
+    Authorities,
+    CertRecord,
+    StoreError,
+    _record,
+    as_it_ends,
+)
 from appliance.errors import ApplianceError
 
 __all__ = ["Readers", "records_of"]
@@ -27,7 +35,7 @@ _T = TypeVar("_T")
 _AT_ONCE: Final = 64
 """Questions that share a transaction."""
 _SERIAL: Final = schema.certs.c.serial
-_ROWS: Final = sa.select(*_COLUMNS).where(schema.of_issuer())
+_ROWS: Final = sa.select(*_COLUMNS)
 _ROW: Final = _ROWS.where(sa.bindparam("number") == _SERIAL)
 _SEVERAL: Final = _ROWS.where(_SERIAL.in_(sa.bindparam("numbers", expanding=True)))
 
@@ -184,22 +192,24 @@ def _deliver(group: Sequence[_Question], answers: Sequence[tuple[Any, ApplianceE
 
 
 def records_of(
-    connection: sa.Connection, serials: Sequence[int], issuer: str
+    connection: sa.Connection, serials: Sequence[int], authorities: Authorities
 ) -> dict[int, CertRecord | StoreError]:
     """Return the certificates that there are, by serial number; for a damaged row, what is wrong with it."""
     possible = [serial for serial in serials if serial <= _LARGEST]
     rows: Iterable[Any]
     if len(possible) == 1:
-        rows = connection.execute(_ROW, {"number": possible[0], "by": issuer})
+        rows = connection.execute(_ROW, {"number": possible[0]})
     else:
-        rows = connection.execute(_SEVERAL, {"numbers": possible, "by": issuer}) if possible else ()
-    return {row.serial: _checked(row) for row in rows}
+        rows = connection.execute(_SEVERAL, {"numbers": possible}) if possible else ()
+    found = {row.serial: _checked(row, authorities) for row in rows}
+    return {serial: record for serial, record in found.items() if record is not None}
 
 
-def _checked(row: Any) -> CertRecord | StoreError:
+def _checked(row: Any, authorities: Authorities) -> CertRecord | StoreError | None:
     try:
-        record = _record(row)
-        check_row(record)
+        record = as_it_ends(_record(row), authorities)
+        if record is not None:
+            check_row(record)
     except StoreError as error:
         return error
     except ValueError as error:

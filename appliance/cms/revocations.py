@@ -29,12 +29,12 @@ _C: Final = schema.certs.c
 _A: Final = schema.audit.c
 _ENDS: Final = ("revoke", "deny", "lapse")
 _REVOKED: Final = sa.select(_C.serial, _C.state_date, _C.barred).where(
-    _C.issuer == sa.bindparam("by"), _C.state == CertState.REVOKED.value
+    _C.issuer.in_(sa.bindparam("by", expanding=True)), _C.state == CertState.REVOKED.value
 )
 _REVOKED_OF: Final = _REVOKED.where(_C.serial.in_(sa.bindparam("numbers", expanding=True)))
 _LIVE_OF: Final = sa.select(_C.serial).where(
     _C.serial.in_(sa.bindparam("numbers", expanding=True)),
-    _C.issuer == sa.bindparam("by"),
+    _C.issuer.in_(sa.bindparam("by", expanding=True)),
     _C.state.not_in((CertState.REVOKED.value, CertState.EXPIRED.value)),
 )
 
@@ -109,7 +109,7 @@ class Revocations:
         return found if first is not None and first <= found.seq + 1 and last >= found.seq else None
 
     def _live(self, transaction: Transaction, numbers: list[int]) -> list[int]:
-        what = {"numbers": numbers, "by": transaction._issuer}
+        what = {"numbers": numbers, "by": [*transaction.authorities]}
         return [int(serial) for (serial,) in transaction.connection.execute(_LIVE_OF, what).all()]
 
     def _revoke_again(self, transaction: Transaction, serial: int, now: int) -> CertRecord:
@@ -123,7 +123,7 @@ class Revocations:
 
     def _add_missing(self, transaction: Transaction, checkpoint: _Checkpoint | None) -> None:
         transaction.flush()
-        connection, by = transaction.connection, transaction._issuer
+        connection, by = transaction.connection, [*transaction.authorities]
         if checkpoint is None:
             found = list(connection.execute(_REVOKED, {"by": by}))
         else:

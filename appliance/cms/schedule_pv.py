@@ -111,7 +111,7 @@ class SchedulePV(CalledPV):
         peer = operation.peer
         actor = Actor(peer.method, peer.account, peer.peer)
         record = await self._lifecycle.reschedule(serial, schedule, actor)
-        identifier = shown_id(self._names.issuer_id, serial)
+        identifier = shown_id(record.issuer, serial)
         windows = ", ".join(map(str, schedule.windows)) or "none: always in use"
         told = {
             "event": "certificate-scheduled", "cert_id": identifier, "state": record.state.value, **peer.facts()

@@ -16,10 +16,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    bindparam,
     false,
     inspect,
-    literal_column,
     select,
     text,
 )
@@ -36,7 +34,6 @@ __all__ = [
     "meta",
     "migrate",
     "nodes",
-    "of_issuer",
     "replay",
 ]
 
@@ -102,16 +99,6 @@ the first version). ``barred`` keys are not certified again. ``no_status`` certi
 ``node`` has recorded the row, for a request of the address ``came_from``. ``next_at`` is when the clock changes its state
 next; null: never, 0: not computed.
 """
-
-
-def of_issuer() -> ColumnElement[bool]:
-    """Return the condition that a certificate is of the issuer ``by``, in a form that no index is used for.
-
-    Nearly all rows are of one issuer. Without statistics SQLite takes an index that begins with the issuer for better than the
-    ones that find a subject or a key, and reads every certificate there is.
-    """
-    return (certs.c.issuer + literal_column("''")) == bindparam("by")
-
 
 Index("certs_due", certs.c.next_at, **where(certs.c.next_at.is_not(None)))
 Index("certs_undelivered", certs.c.node, **where(certs.c.delivered == 0))

@@ -15,7 +15,9 @@ from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
 from appliance.certs.x509 import authority_name, serial_number
+from appliance.cms.authorities import Authority, Held
 from appliance.cms.config import CMSConfig, CMSSettings
+from appliance.cms.default_acf import add_administrator, ensure_acf
 from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
@@ -24,21 +26,19 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
-from appliance.cms.publisher import Publisher
+from appliance.cms.publisher import Publisher, Successor
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
 from appliance.cms.reading import Readers
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.schedule_pv import SchedulePV
 from appliance.cms.setup import (
     JOURNAL,
-    Authority,
-    add_administrator,
     any_certificate,
     check_not_lost,
-    ensure_acf,
     ensure_administrator,
     ensure_authority,
     ensure_own_keychain,
+    hold,
     make_directory,
     outlives,
     preload_certificates,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
-_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate")
+_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate", "former_authorities")
 """Settings that matter only at a start."""
 
 
@@ -77,10 +77,13 @@ class CertificateService:
         journal: Journal,
         tokens: TokenJournal,
         clock: Callable[[], datetime],
+        *,
+        held: Held = Held(),  # noqa: B008 - immutable
     ) -> None:
         self.settings = settings
         self.server_config = server_config
         self.authority = authority
+        self.held = held
         self.store = store
         self.journal = journal
         self.token_journal = tokens
@@ -91,6 +94,7 @@ class CertificateService:
             authority.issuer_id,
             health=settings.health_pv_prefix,
             metrics=settings.metrics_pv_prefix,
+            former=tuple(former.issuer_id for former in held.former),
         )
         self.readers = Readers(settings.db, fault=store._lost)
         self.lifecycle = Lifecycle(
@@ -100,24 +104,22 @@ class CertificateService:
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
-        self._authority_names = frozenset(
-            authority_name(certificate) for certificate in (issuer.certificate, *issuer.chain)
-        )
-        self._authorities = frozenset(
-            serial_number(certificate) for certificate in (issuer.certificate, *issuer.chain)
-        )
-        self.publisher = Publisher(
+        certificates = [
+            c for each in (authority, *held.former) for c in (each.issuer.certificate, *each.issuer.chain)
+        ]
+        self._authority_names = frozenset(map(authority_name, certificates))
+        self._authorities = frozenset(map(serial_number, certificates))
+        self.publisher, *former = (self._publisher(each) for each in (authority, *held.former))
+        self.publishers = (self.publisher, *former)
+        """The present authority's, and those of former ones."""
+        self.issuing = Issuing(
+            issuer,
             self.lifecycle,
-            OCSPSigner(
-                issuer.signer,
-                issuer.certificate,
-                sent_beside(issuer.certificate, issuer.chain, issuer.crossed),
-            ),
-            issuer=authority.issuer_id,
-            validity=_validity(settings),
-            always_valid=self._authorities,
+            self.names,
+            settings.rules(),
+            reserved=self._reserved,
+            former=tuple(each.issuer for each in held.former),
         )
-        self.issuing = Issuing(issuer, self.lifecycle, self.names, settings.rules(), reserved=self._reserved)
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
@@ -133,6 +135,21 @@ class CertificateService:
         self.create: CreatePV | None = None
         self.own_keychain: Keychain | None = None
         self._own_key: tuple[Keychain, frozenset[str]] | None = None
+
+    def _publisher(self, authority: Authority) -> Publisher:
+        issuer = authority.issuer
+        return Publisher(
+            self.lifecycle,
+            OCSPSigner(
+                issuer.signer,
+                issuer.certificate,
+                sent_beside(issuer.certificate, issuer.chain, issuer.crossed),
+            ),
+            issuer=authority.issuer_id,
+            validity=_validity(self.settings),
+            always_valid=frozenset(map(serial_number, (issuer.certificate, *issuer.chain))),
+            successor=None if authority.ends is None else Successor(self.held.since, authority.ends),
+        )
 
     @classmethod
     def open(
@@ -170,17 +187,18 @@ class CertificateService:
             authority = ensure_authority(settings, clock(), may_make=not lock.run(any_certificate))
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
+            held = hold(lock, settings, authority, clock())
             side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
             make_directory(side)
             kind = OthersJournal if lock.beside else Journal
-            journal = kind(side + JOURNAL, authority.issuer_id)
+            journal = kind(side + JOURNAL, authority.issuer_id, lock.authorities)
             tokens = TokenJournal(side + ".tokens")
         except BaseException:
             if authority is not None:
                 authority.issuer.signer.close()
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, tokens, clock)
+        service = cls(settings, effective.server, authority, lock, journal, tokens, clock, held=held)
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -223,7 +241,10 @@ class CertificateService:
         self.readers.start()
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
-            self.lifecycle, self.names.issuer_id, self._authorities.__contains__, self._status_is_required
+            self.lifecycle,
+            (self.names.issuer_id, *self.names.former),
+            self._authorities.__contains__,
+            self._status_is_required,
         )
         server = Server(
             self.server_config,
@@ -232,7 +253,7 @@ class CertificateService:
             gate=gate,
             proxied=_proxied(settings),
         )
-        commands = StatusCommands(self.lifecycle, self.publisher, self.policy, self.names, self.tasks)
+        commands = StatusCommands(self.lifecycle, self.publishers, self.policy, self.names, self.tasks)
         server.access.on_refused = commands.channel_refused
         self.create = CreatePV(
             self.issuing,
@@ -244,13 +265,16 @@ class CertificateService:
             shared=self.limits,
         )
         issuer = self.authority.issuer
-        names, bundle = self.names, self.authority.bundle
-        source = CMSSource(names, self.publisher)
+        names, bundle = self.names, self.held.bundle
+        source = CMSSource(names, self.publishers)
         source.add(self.create, *names.create)
         source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
         source.add(
             SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
         )
+        for each in self.held.former:
+            old = root_value(each.issuer_id, each.issuer.certificate, each.issuer.chain, bundle)
+            source.add(SharedPV(old), names.issuer_of(each.issuer_id))
         source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
@@ -276,7 +300,8 @@ class CertificateService:
         """Finish what was begun and close."""
         if self.server is not None:
             await self.server.stop()
-            await self.publisher.stop()
+            for publisher in self.publishers:
+                await publisher.stop()
             await self.tasks.finish()
             await self.lifecycle.settle()
         if self.limits is not None:
@@ -286,7 +311,8 @@ class CertificateService:
 
     def close(self) -> None:
         """Close the database, and let go of the authority's key."""
-        self.authority.issuer.signer.close()
+        for authority in (self.authority, *self.held.former):
+            authority.issuer.signer.close()
         self.store.close()
         self.readers.close()
         self.journal.close()
@@ -322,7 +348,8 @@ class CertificateService:
         await self.lifecycle.adopt()
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
-        self.publisher.validity = _validity(settings)
+        for publisher in self.publishers:
+            publisher.validity = _validity(settings)
         self.create.limits(_limiter(settings), settings.ccr_in_flight, _rates(settings))
         self.server.proxied = _proxied(settings)
         self.server.review_access()
@@ -331,14 +358,14 @@ class CertificateService:
 
     def tick(self) -> bool:
         """Do everything that is due; return whether there is more."""
-        return bool(self.lifecycle.tick()) | bool(self.publisher.tick())
+        return bool(self.lifecycle.tick()) | bool(sum(publisher.tick() for publisher in self.publishers))
 
     def pause(self, longest_s: float) -> float:
         """Return the seconds until something is due, at most ``longest_s``."""
         now = self.clock().timestamp()
         due = [
             t
-            for t in (self.lifecycle.clockwork.next_crossing(), self.publisher.next_refresh())
+            for t in (self.lifecycle.clockwork.next_crossing(), *(p.next_refresh() for p in self.publishers))
             if t is not None
         ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,7 +16,6 @@ from typing import Final, NamedTuple
 import sqlalchemy as sa
 from cryptography import x509
 
-from appliance.acf import load_acf
 from appliance.authn.grant import backdated
 from appliance.authn.report import usage_of
 from appliance.certs.crossed import pairs, sent_beside
@@ -42,11 +40,10 @@ from appliance.certs.public_keys import key_identity
 from appliance.certs.signer import KeySigner, Signer
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import (
-    authority_name,
     is_ca,
     is_self_signed,
-    issuer_id,
     load_pem_text,
+    pem_chain,
     public_key,
     san,
     serial_number,
@@ -57,8 +54,17 @@ from appliance.certs.x509 import (
     subject_parts,
     subject_text,
 )
+from appliance.cms.authorities import (
+    Authority,
+    Held,
+    KnownAuthority,
+    bundle,
+    check_belongs,
+    end_of,
+    introduce,
+)
 from appliance.cms.config import CMSSettings, parse_password_file
-from appliance.cms.issuing import Issuing, new_serial, pem_chain
+from appliance.cms.issuing import Issuing, new_serial
 from appliance.cms.model import (
     SERVICE,
     posix,
@@ -71,6 +77,7 @@ from appliance.cms.model import (
 )
 from appliance.cms.schema import certs
 from appliance.cms.signing import open_token
+from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.config.files import (
     make_directories,
@@ -78,23 +85,22 @@ from appliance.config.files import (
     read_regular,
     read_trusted,
     replace_private,
-    write_private,
     write_public,
 )
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
 from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
+from appliance.tls.paths import check_path
 
 __all__ = [
     "JOURNAL",
     "Authority",
-    "add_administrator",
     "any_certificate",
     "check_not_lost",
-    "ensure_acf",
     "ensure_administrator",
     "ensure_authority",
     "ensure_own_keychain",
+    "hold",
     "outlives",
     "preload_certificates",
     "renew_own_keychain",
@@ -111,24 +117,6 @@ def say(text: str) -> None:
     """Print a line that people and scripts wait for."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-class Authority(NamedTuple):
-    """The certificate authority in use."""
-
-    issuer: CertificateAuthority
-    root: x509.Certificate
-    created: bool
-
-    @property
-    def issuer_id(self) -> str:
-        """First eight hex digits of the issuing CA's subject key identifier."""
-        return issuer_id(self.issuer.certificate)
-
-    @property
-    def bundle(self) -> tuple[x509.Certificate, ...]:
-        """What verifies this authority's certificates and former ones: the present root and the cross-certificates."""
-        return (self.root, *self.issuer.crossed)
 
 
 def make_directory(path: str) -> None:
@@ -263,6 +251,57 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
     return Authority(CertificateAuthority(signer, found[0], chain, _crossed(found[1:], root)), root, created)
 
 
+def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetime) -> Held:
+    """Read former authorities, and tell the database what is held.
+
+    Args:
+        store: The database. Afterwards it knows all authorities.
+        settings: Name the former ones.
+        authority: The present one.
+        now: The present time, aware.
+
+    Raises:
+        ConfigurationError: A file cannot be used, or the database belongs to other authorities.
+        SecurityError: Something is not trustworthy; the text says what.
+    """
+    former: list[Authority] = []
+    try:
+        for setting in settings.former_authorities:
+            held = ensure_authority(settings.of_former(setting), now, may_make=False)
+            ends = end_of(held.issuer, authority.issuer.crossed, setting.ending())
+            former.append(held._replace(ends=ends))
+        _check_former(authority, former)
+
+        def job(transaction: Transaction) -> dict[str, KnownAuthority]:
+            check_belongs(transaction, authority)
+            return introduce(transaction, (authority, *former), now, present=authority.issuer_id)
+
+        known = store.run(job)
+    except BaseException:
+        for held in former:
+            held.issuer.signer.close()
+        raise
+    store.known = {ident: each.ends for ident, each in known.items()}
+    alive = tuple(each for each in former if each.ends is not None and now < each.ends)
+    for each in former:
+        if each not in alive:
+            each.issuer.signer.close()
+            say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
+    since = utc(known[authority.issuer_id].since)
+    return Held(alive, bundle(authority.root, known.values(), now), since)
+
+
+def _check_former(authority: Authority, former: Sequence[Authority]) -> None:
+    seen = {authority.issuer_id: "the present authority"}
+    for each in former:
+        if each.issuer_id in seen:
+            raise ConfigurationError(
+                f"{each.issuer_id} {subject_text(each.issuer.certificate.subject)} is {seen[each.issuer_id]}; name each authority once",
+                key="former_authorities",
+            )
+        seen[each.issuer_id] = "named twice"
+
+
 def self_test(authority: Authority, now: datetime) -> None:
     """Check the authority before it is used: profile, dates, chain, a signature made and verified.
 
@@ -300,6 +339,13 @@ def self_test(authority: Authority, now: datetime) -> None:
         trial.verify_directly_issued_by(certificate)
     except Exception as error:
         raise KeychainError(f"a signature by the certificate authority {name} does not verify") from error
+    try:
+        # What its peers will do. It also finds a limit of an authority above that nobody would respect otherwise.
+        check_path(trial, (certificate, *issuer.chain), now=now)
+    except CertificateError as error:
+        raise CertificateError(
+            f"nobody would accept a certificate by the certificate authority {name}: {error}"
+        ) from error
 
 
 def _record_own(
@@ -458,7 +504,7 @@ def ensure_own_keychain(settings: CMSSettings, server: ServerConfig, issuing: Is
             if outlives(keychain, issuing):
                 check_keychain(keychain, now=now, usage="server")
                 return keychain
-        elif not mine:
+        elif not mine and keychain.issuer_id not in issuing.lifecycle.store.authorities:
             raise ConfigurationError(
                 "the service's keychain was issued by another certificate authority than the one in use; "
                 "remove it to have a new one made",
@@ -618,123 +664,3 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
         parse_password_file(settings.admin_tls_keychain_pwd_file, "admin_tls_keychain_pwd_file"),
     )
     return True
-
-
-# ---------------------------------------------------------------------- access security file
-
-
-def ensure_acf(path: str, authority: Authority, admin: str) -> bool:
-    """Write the default access security file unless one exists; return whether it was written."""
-    if os.path.lexists(path):
-        return False
-    chain = [authority.issuer.certificate, *authority.issuer.chain]
-    names = [authority_name(certificate) for certificate in reversed(chain)]
-    text = _yaml_acf(names, admin) if path.endswith((".yaml", ".yml")) else _classic_acf(names, admin)
-    load_acf(text, file=path, gateway=True)
-    make_directory(path)
-    write_private(path, text.encode(), 0o644)
-    say(f"Created Default ACF file: {path}")
-    return True
-
-
-def _classic_acf(names: list[str], admin: str) -> str:
-    lines = ["# Who may administer certificates. Everybody may read their status."]
-    inner = f'AUTHORITY(CMS_AUTH, "{names[-1]}")'
-    for name in reversed(names[:-1]):
-        inner = f'AUTHORITY("{name}") {{\n    {inner}\n}}'
-    lines += [inner, "", f"UAG(CMS_ADMIN) {{{_quoted(admin)}}}", ""]
-    lines += [
-        "ASG(DEFAULT) {",
-        "    RULE(0,READ)",
-        "    RULE(1,WRITE) {",
-        "        UAG(CMS_ADMIN)",
-        '        METHOD("x509")',
-        "        AUTHORITY(CMS_AUTH)",
-        "    }",
-        "}",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_.-]+", name) else f'"{name}"'
-
-
-def _yaml_acf(names: list[str], admin: str) -> str:
-    import msgspec
-
-    def text(value: str) -> str:
-        return msgspec.json.encode(value).decode()
-
-    lines = ["# EPICS YAML", "version: 1.0", "", "authorities:"]
-    indent = "  "
-    for name in names[:-1]:
-        lines += [f"{indent}- name: {text(name)}", f"{indent}  authorities:"]
-        indent += "    "
-    lines += [f"{indent}- id: CMS_AUTH", f"{indent}  name: {text(names[-1])}", ""]
-    lines += ["uags:", "  - name: CMS_ADMIN", "    users:", f"      - {text(admin)}", ""]
-    lines += [
-        "asgs:",
-        "  - name: DEFAULT",
-        "    rules:",
-        "      - level: 0",
-        "        access: READ",
-        "      - level: 1",
-        "        access: WRITE",
-        "        uags:",
-        "          - CMS_ADMIN",
-        "        methods:",
-        "          - x509",
-        "        authorities:",
-        "          - CMS_AUTH",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def add_administrator(path: str, name: str) -> bool:
-    """Add a name to CMS_ADMIN in the access security file.
-
-    The rest of the file stays as it is.
-
-    Returns:
-        False if the name is there already.
-
-    Raises:
-        ConfigurationError: The file cannot be changed.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read: {error}", file=path) from error
-    known = load_acf(text, file=path, gateway=True).uags.get("CMS_ADMIN")
-    if known is None:
-        raise ConfigurationError(
-            "there is no group CMS_ADMIN in the file; add the administrator by hand", file=path
-        )
-    if name in known:
-        return False
-    classic = re.compile(r"(UAG\s*\(\s*\"?CMS_ADMIN\"?\s*\)\s*\{)([^}]*)(\})")
-    listed = re.compile(r"(- name:\s*\"?CMS_ADMIN\"?\s*\n\s*users:\s*\n)([ \t]*)(-)")
-
-    def in_braces(match: re.Match[str]) -> str:
-        members = match[2].rstrip()
-        return f"{match[1]}{members}{', ' if members.strip() else ''}{_quoted(name)}{match[3]}"
-
-    import msgspec
-
-    def in_list(match: re.Match[str]) -> str:
-        return f"{match[1]}{match[2]}- {msgspec.json.encode(name).decode()}\n{match[2]}{match[3]}"
-
-    replace: Callable[[re.Match[str]], str]
-    for pattern, replace in ((classic, in_braces), (listed, in_list)):
-        changed = pattern.sub(replace, text, count=1)
-        if changed != text and name in load_acf(changed, file=path, gateway=True).uags["CMS_ADMIN"]:
-            before = os.stat(path)  # noqa: PTH116
-            # Written by root for a service of another account, which must still be able to read it.
-            owner = (before.st_uid, before.st_gid) if os.geteuid() == 0 else None
-            write_private(path, changed.encode(), before.st_mode & 0o777, owner=owner)
-            return True
-    raise ConfigurationError("cannot add the administrator to CMS_ADMIN; add the name by hand", file=path)

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.dialect import engine_for, is_sqlite
 from appliance.cms.inuse import InUse
-from appliance.cms.transaction import Job, NextAt, StoreError, Transaction, not_computed
+from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
 from appliance.errors import ApplianceError, ConfigurationError
 
 __all__ = ["Store"]
@@ -53,6 +53,8 @@ class Store:
     def __init__(self, where: str, issuer: str) -> None:
         self.where = where
         self.issuer = issuer
+        self.known: Authorities = {}
+        """The authorities in the database's table; empty until that was read."""
         self.node = ""
         """Name of this node, for the rows that it records."""
         self.next_at: NextAt = not_computed
@@ -87,6 +89,11 @@ class Store:
         return failed_at is None or time.monotonic() - failed_at >= TOLD_EVERY_S
 
     # -- life --------------------------------------------------------------------------------------
+
+    @property
+    def authorities(self) -> Authorities:
+        """All authorities whose certificates count; `issuer` is the one that issues."""
+        return self.known or {self.issuer: None}
 
     def open(self, *, beside: bool = False) -> None:
         """Lock the database for this process and update its schema.
@@ -277,7 +284,12 @@ class Store:
             with connection.begin():
                 known = self._audit_head if self._alone(connection) else None
                 transaction = Transaction(
-                    connection, self.issuer, known, node=self.node, next_at=self.next_at
+                    connection,
+                    self.issuer,
+                    known,
+                    node=self.node,
+                    next_at=self.next_at,
+                    authorities=self.authorities,
                 )
                 self._audit_head = None
                 transaction.prefetch(subjects, keys)

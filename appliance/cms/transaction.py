@@ -18,11 +18,13 @@ from appliance.errors import ApplianceError
 __all__ = [
     "IN_DOUBT",
     "LIVE",
+    "Authorities",
     "CertRecord",
     "Job",
     "NextAt",
     "StoreError",
     "Transaction",
+    "as_it_ends",
     "clean",
     "counts",
     "doubt_undelivered",
@@ -99,10 +101,10 @@ def not_computed(record: CertRecord) -> int | None:
 
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
 # Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
-_OF_ISSUER: Final = sa.select(*_COLUMNS).where(schema.of_issuer())
-_OF_SUBJECT: Final = _OF_ISSUER.where(schema.certs.c.subject == sa.bindparam("of"))
-_OF_SUBJECTS: Final = _OF_ISSUER.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
-_OF_SERIAL: Final = _OF_ISSUER.where(schema.certs.c.serial == sa.bindparam("number"))
+_ROWS: Final = sa.select(*_COLUMNS)
+_OF_SUBJECT: Final = _ROWS.where(schema.certs.c.subject == sa.bindparam("of"))
+_OF_SUBJECTS: Final = _ROWS.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
+_OF_SERIAL: Final = _ROWS.where(schema.certs.c.serial == sa.bindparam("number"))
 _RENEW: Final = (
     sa.update(schema.certs)
     .where(schema.certs.c.serial == sa.bindparam("number"), schema.certs.c.state == sa.bindparam("was"))
@@ -136,6 +138,18 @@ def _record(row: Sequence[Any]) -> CertRecord:
     )
 
 
+Authorities = Mapping[str, int | None]
+"""The authorities whose certificates count, by identifier, each with its end (POSIX seconds; None: no end is set)."""
+
+
+def as_it_ends(record: CertRecord, authorities: Authorities) -> CertRecord | None:
+    """Return a certificate with the end that its authority has; None if it is of none of these authorities."""
+    if record.issuer not in authorities:
+        return None
+    end = authorities[record.issuer]
+    return record if end is None or end >= record.not_after else record._replace(not_after=end)
+
+
 class Transaction:
     """What a job may do. Rows that it adds are written together at the end of the group."""
 
@@ -147,14 +161,16 @@ class Transaction:
         *,
         node: str = "",
         next_at: NextAt | None = None,
+        authorities: Authorities | None = None,
     ) -> None:
         self.connection = connection
         self._issuer = issuer
+        self._authorities: Authorities = {issuer: None} if authorities is None else authorities
         self._node = node
         self._next_at = not_computed if next_at is None else next_at
         self._new_certs: list[dict[str, Any]] = []
         self._new_by_subject: dict[str, list[CertRecord]] = {}
-        self._keys = KeyUses(connection, issuer)
+        self._keys = KeyUses(connection)
         self._new_audit: list[dict[str, Any]] = []
         self._renewed: list[dict[str, Any]] = []
         self._by_subject: dict[str, list[CertRecord]] = {}
@@ -174,16 +190,17 @@ class Transaction:
         for subject in wanted:
             self._by_subject[subject] = []
         if len(wanted) == 1:
-            found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0], "by": self._issuer})
+            found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0]})
         else:
-            found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted, "by": self._issuer})
+            found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted})
         # All at once: each fetch lets other threads run, and then waits for its turn.
         for row in found_rows.all():
             found = _record(row)
-            self._by_subject[found.subject].append(found)
+            if found.issuer in self._authorities:
+                self._by_subject[found.subject].append(found)
 
     def of_subject(self, subject: str) -> list[CertRecord]:
-        """Return all certificates of a subject."""
+        """Return all certificates of a subject, of all authorities, with the ends that are written in them."""
         self.prefetch((subject,))
         return [*self._by_subject[subject], *self._new_by_subject.get(subject, ())]
 
@@ -199,12 +216,12 @@ class Transaction:
         return ("", "") if row is None else (row.key_id, row.skid)
 
     def get(self, serial: int) -> CertRecord | None:
-        """Return one certificate."""
+        """Return one certificate, with the end of its authority if that comes first."""
         if serial > _LARGEST:
             return None
         self.flush()
-        row = self.connection.execute(_OF_SERIAL, {"number": serial, "by": self._issuer}).first()
-        return None if row is None else _record(row)
+        row = self.connection.execute(_OF_SERIAL, {"number": serial}).first()
+        return None if row is None else as_it_ends(_record(row), self._authorities)
 
     def add(self, record: CertRecord, more: Mapping[str, Any]) -> CertRecord:
         """Record a certificate.
@@ -361,6 +378,16 @@ class Transaction:
                 "hash": self._hash,
             }
         )
+
+    @property
+    def issuer(self) -> str:
+        """The authority that issues."""
+        return self._issuer
+
+    @property
+    def authorities(self) -> Authorities:
+        """All authorities whose certificates count."""
+        return self._authorities
 
     @property
     def audit_head(self) -> tuple[int, str]:

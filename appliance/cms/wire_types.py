@@ -10,8 +10,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from appliance.certs.x509 import serial_number
-from appliance.cms.issuing import pem_chain
+from appliance.certs.x509 import pem_chain, serial_number
 from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar
 

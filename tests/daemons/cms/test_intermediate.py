@@ -5,15 +5,28 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509 import ocsp
 
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
+from appliance.cms.service import CertificateService
+from appliance.errors import CertificateError
 from tests.helpers import pki
-from tests.helpers.cms import admin_keychain, ccr, keychain_of, plain, running, secure
+from tests.helpers.cms import (
+    Clock,
+    Process,
+    admin_keychain,
+    ccr,
+    client,
+    effective,
+    keychain_of,
+    plain,
+    running,
+    secure,
+)
 from tests.helpers.live import client_config, keychain_file, number, server_config, until
 
 ROOT = pki.Authority("Site Root")
@@ -139,3 +152,113 @@ async def test_servers_and_clients_verify_each_other_and_follow_their_statuses(a
             assert peer.home is not None, "an operator of the own root, so a plain name in a UAG means them"
             await admin.put(operator.status_pv, {"state": "REVOKED"})
             await until(lambda: not any(p.credentials.is_tls for p in server.peers))
+
+
+# ---------------------------------------------------------------------- the root is offline
+
+
+ROOT_FILES = {"root.pem": ROOT, "policy.pem": POLICY}
+
+
+def sign_offline(directory, *, above="root", options="-days 900", extensions="copyall"):
+    """What the holder of the root's key does with ``ca.csr``, with openssl."""
+    for file, authority in ROOT_FILES.items():
+        keychain = make_keychain(authority.key, [authority.certificate, *authority.chain])
+        (directory / file).write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+        (directory / file.replace("pem", "key")).write_bytes(
+            keychain.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
+    command = f"x509 -req -in ca.csr -CA {above}.pem -CAkey {above}.key -copy_extensions {extensions} -out ca.pem {options}"
+    subprocess.run(["openssl", *command.split()], cwd=directory, check=True, capture_output=True, timeout=60)
+
+
+def once(directory, *arguments, **environ):
+    with Process(directory, *arguments, **environ) as process:
+        return process.wait()
+
+
+@pytest.mark.parametrize("above", ["root", "policy"])
+async def test_a_request_goes_to_the_offline_root_and_the_chain_comes_back(tmp_path, above):
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    password.write_text("secret\n")
+    names = {
+        "EPICS_CERT_AUTH_NAME": "Site Issuing CA",
+        "EPICS_CERT_AUTH_TLS_KEYCHAIN_PWD_FILE": str(password),
+    }
+    status, out, err = once(tmp_path, "--make-csr", str(tmp_path / "ca.csr"), **names)
+    assert (status, err) == (0, "")
+    assert "--install-chain" in out
+    request = x509.load_pem_x509_csr((tmp_path / "ca.csr").read_bytes())
+    assert request.is_signature_valid
+    assert request.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    (waiting,) = (tmp_path / "config/pva/1.5").glob("*.request")
+    assert waiting.stat().st_mode & 0o777 == 0o600
+    assert b"ENCRYPTED" in waiting.read_bytes()
+    once(tmp_path, "--make-csr", str(tmp_path / "again.csr"), **names)
+    again = x509.load_pem_x509_csr((tmp_path / "again.csr").read_bytes())
+    assert again.public_key() == request.public_key(), "asked again, with the same key"
+
+    sign_offline(tmp_path, above=above)
+    files = [str(tmp_path / "root.pem"), str(tmp_path / "ca.pem")] + [str(tmp_path / "policy.pem")] * (
+        above == "policy"
+    )
+    status, out, err = once(tmp_path, "--install-chain", *files, **names)
+    assert (status, err) == (0, ""), err
+    assert not waiting.exists()
+    keychain = load_keychain((tmp_path / "config/pva/1.5/cert_auth.p12").read_bytes(), b"secret")
+    assert keychain.chain[-1] == ROOT.certificate
+    assert len(keychain.chain) == (2 if above == "policy" else 1)
+    with Process(tmp_path, "--admin-keychain-ensure", "admin", **names) as process:
+        process.ready()
+        assert process.issuer == keychain.cert_id.partition(":")[0] or process.issuer
+        async with client(process.tcp_port) as context:
+            reply = await context.rpc("CERT:CREATE", ccr("alice"))
+            assert keychain_of(reply).chain == (keychain.certificate, *keychain.chain)
+    # What is there is not overwritten.
+    once(tmp_path, "--make-csr", str(tmp_path / "ca.csr"), **names)
+    sign_offline(tmp_path)
+    status, out, err = once(
+        tmp_path, "--install-chain", str(tmp_path / "root.pem"), str(tmp_path / "ca.pem"), **names
+    )
+    assert (status, err) == (0, ""), err
+    assert (
+        load_keychain((tmp_path / "config/pva/1.5/cert_auth.p12").read_bytes(), b"secret")[1:] == keychain[1:]
+    )
+    assert "former_authorities:" in out
+
+
+@pytest.mark.parametrize(
+    ("how", "give", "why"),
+    [
+        ({}, ["ca.pem"], "chain is incomplete"),
+        ({}, ["root.pem"], "none of the certificates is for the key of the request"),
+        ({"extensions": "none"}, ["ca.pem", "root.pem"], "is no certificate of an authority"),
+        ({"options": "-days -1"}, ["ca.pem", "root.pem"], "check the clock"),
+        ({}, ["ca.pem", "root.pem", "policy.pem"], "is neither above the authority nor one of two cross-certificates"),
+        ({"above": "policy", "extensions": "copyall"}, ["ca.pem", "root.pem"], "chain is incomplete"),
+        ({}, ["root.key"], "certificates cannot be read as PEM"),
+        ({}, ["nothing.pem"], "cannot read"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_installed_is_refused_with_one_sentence_and_changes_nothing(tmp_path, how, give, why):
+    assert once(tmp_path, "--make-csr", str(tmp_path / "ca.csr"))[0] == 0
+    sign_offline(tmp_path, **how)
+    directory = tmp_path / "config/pva/1.5"
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    status, out, err = once(tmp_path, "--install-chain", *(str(tmp_path / name) for name in give))
+    assert (status, out) == (1, "")
+    assert err.count("\n") == 1
+    assert why in err
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_an_authority_whose_certificates_nobody_would_accept_does_not_start(tmp_path):
+    """The authority above it permits no authority below: OpenSSL at each peer would refuse what it signs."""
+    short = ROOT.intermediate("Site Policy CA", path_length=0)
+    below = short.intermediate("Site Issuing CA", path_length=None)
+    pki.write_keychain(
+        tmp_path / "cert_auth.p12", make_keychain(below.key, [below.certificate, *below.chain])
+    )
+    with pytest.raises(CertificateError, match=r"nobody would accept a certificate .*path length"):
+        CertificateService.open(effective(tmp_path), clock=Clock())

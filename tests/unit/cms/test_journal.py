@@ -44,6 +44,7 @@ def test_revocations_of_another_authority_stay_in_the_file_and_do_not_count(path
         journal.add([(serial, 5)])
         journal.close()
     assert Journal(str(path), "01234567").known == {1: 5, 3: 5}
+    assert Journal(str(path), "01234567", ["89abcdef"]).known == {1: 5, 2: 5, 3: 5}, "a former one's count"
     assert Journal(str(path), "89abcdef").known == {2: 5}
 
 

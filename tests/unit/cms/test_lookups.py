@@ -33,7 +33,7 @@ def test_a_question_of_each_request_uses_the_index_of_what_it_asks_for(tmp_path,
                 seen.append((text, parameters))
 
         sa.event.listen(connection.engine, "before_cursor_execute", note)
-        connection.execute(statement, {"by": "0123abcd", **values}).all()
+        connection.execute(statement, values).all()
         text, parameters = seen[-1]
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", parameters).all()
         return " ".join(row[3] for row in plan)

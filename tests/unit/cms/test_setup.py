@@ -6,10 +6,11 @@ from appliance.acf import Principal
 from appliance.authn.ccr import parse_request
 from appliance.authn.jwt.config import JWTConfig, TrustedIssuer
 from appliance.certs.keychain import make_keychain
+from appliance.cms.authorities import Authority
 from appliance.cms.config import CMSSettings
+from appliance.cms.default_acf import add_administrator, ensure_acf
 from appliance.cms.policy import Names, Policy, read_acf
 from appliance.cms.service import CertificateService, several_issuers
-from appliance.cms.setup import Authority, add_administrator, ensure_acf
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError, RequestRefused
 from appliance.pva.credentials import Credentials

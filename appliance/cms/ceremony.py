@@ -1,0 +1,390 @@
+"""Commands for authorities: requests to an offline root, chains that come back, a new root beside the old one.
+
+Nothing here switches a service over. Each command writes files, checks them as a start does, tells the database which
+authority there will be, and says which settings to change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from appliance.authn.grant import backdated
+from appliance.certs.crossed import Pair, is_same_authority, pairs
+from appliance.certs.keychain import Keychain, chain_above, dump_keychain
+from appliance.certs.profiles import (
+    CertificateAuthority,
+    build_ca,
+    build_request,
+    generate_key,
+    subject_name,
+)
+from appliance.certs.signer import KeySigner, Signer
+from appliance.certs.x509 import (
+    UNREADABLE,
+    is_ca,
+    is_self_signed,
+    load_pem_text,
+    pem_chain,
+    public_key,
+    subject_text,
+)
+from appliance.cms.authorities import Authority, KnownAuthority, bundle, introduce, known_authorities
+from appliance.cms.config import CMSSettings, parse_password_file
+from appliance.cms.issuing import new_serial
+from appliance.cms.setup import ensure_authority, make_directory, say, self_test
+from appliance.cms.signing import open_token
+from appliance.cms.store import Store
+from appliance.config.files import read_private, read_regular, write_private, write_public
+from appliance.config.secret import Secret
+from appliance.errors import ConfigurationError, SecurityError
+
+__all__ = ["install_chain", "make_request", "new_authority", "print_bundle"]
+
+_LIMIT: Final = 1 << 18
+_MOST: Final = 16
+_REQUEST: Final = ".request"
+"""The end of the name of the file with the key of a request, beside the authority's keychain."""
+
+
+# ---------------------------------------------------------------------- a request, and what comes back
+
+
+def make_request(settings: CMSSettings, path: str) -> None:
+    """Write a request for the certificate of an intermediate authority (PKCS #10, PEM); ``-`` is standard output.
+
+    The key is made if there is none yet, and stays beside the authority's keychain until the chain is installed.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        SecurityError: The request cannot be signed.
+    """
+    subject = subject_name(
+        settings.cert_auth_name,
+        country=settings.cert_auth_country,
+        organization=settings.cert_auth_organization,
+        organizational_unit=settings.cert_auth_organizational_unit,
+    )
+    signer: Signer
+    if settings.ca_key:
+        signer = open_token(settings.ca_key, settings.ca_key_pin)
+    else:
+        signer = KeySigner(_request_key(settings, make=True))
+    with contextlib.closing(signer):
+        der = build_request(signer, subject=subject, path_length=0)
+    text = x509.load_der_x509_csr(der).public_bytes(Encoding.PEM)
+    if path == "-":
+        sys.stdout.write(text.decode())
+        return
+    make_directory(path)
+    write_public(path, text)
+    say(f"Certificate request     : {path}")
+    say("Have the root sign it, for an authority. Then: pvacms --install-chain FILE...")
+
+
+def _request_key(settings: CMSSettings, *, make: bool = False) -> CertificateIssuerPrivateKeyTypes:
+    """Read the key of a request, or make it."""
+    path, password = settings.cert_auth_tls_keychain + _REQUEST, _password(settings)
+    secret = password.reveal().encode() or None
+    if not os.path.lexists(path):
+        if not make:
+            raise ConfigurationError(
+                "there is no key that waits for a certificate; make a request first, with pvacms --make-csr FILE",
+                file=path,
+            )
+        key = generate_key(settings.key_algorithm)
+        make_directory(path)
+        encryption = BestAvailableEncryption(secret) if secret else NoEncryption()
+        write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+        say(f"Key of the request      : {path}")
+        return key
+    read = read_private(path, _LIMIT)
+    try:
+        return load_pem_private_key(read.data, secret)  # type: ignore[return-value]
+    except UNREADABLE as error:
+        raise ConfigurationError(
+            f"the key of the request cannot be read with the password of the authority's keychain: {error}",
+            file=path,
+        ) from error
+
+
+def _password(settings: CMSSettings) -> Secret:
+    return parse_password_file(settings.cert_auth_tls_keychain_pwd_file, "cert_auth_tls_keychain_pwd_file")
+
+
+def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) -> None:
+    """Make the authority from the key of the request and the certificates that came back.
+
+    Args:
+        settings: Name the authority's files, which are not overwritten if they are there.
+        files: PEM: the authority's certificate, those above it, and the cross-certificates of a new root, in any order.
+        now: The present time, aware.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        SecurityError: The authority cannot be used; the text says why.
+    """
+    found = _certificates(files)
+    signer: Signer
+    if settings.ca_key:
+        signer = open_token(settings.ca_key, settings.ca_key_pin)
+    else:
+        key = _request_key(settings)
+        signer = KeySigner(key)
+    with contextlib.closing(signer):
+        authority = _assembled(signer, found)
+        self_test(authority, now)
+        former = _present(settings, now)
+        if former is not None:
+            _check_introduced(authority, former)
+        path = settings.authority_file
+        if os.path.lexists(path):
+            path = _beside(path, authority.issuer_id)
+        issuer = authority.issuer
+        if settings.ca_key:
+            make_directory(path)
+            write_public(path, pem_chain(issuer.certificate, *issuer.chain, *issuer.crossed).encode())
+            say(f"Certificates written    : {path}")
+        else:
+            _save_new(path, key, authority, _password(settings))
+            os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
+        _finish(settings, authority, former, path, now)
+
+
+def _certificates(files: Sequence[str]) -> list[x509.Certificate]:
+    found: dict[x509.Certificate, None] = {}
+    for path in files:
+        try:
+            read = load_pem_text(read_regular(path, _LIMIT))
+        except SecurityError as error:
+            raise ConfigurationError(str(error), file=path) from error
+        if not read:
+            raise ConfigurationError("it holds no certificate in PEM form", file=path)
+        found.update(dict.fromkeys(read))
+    if len(found) > _MOST:
+        raise ConfigurationError(f"there are {len(found)} certificates; at most {_MOST} are read")
+    for certificate in found:
+        if not is_ca(certificate):
+            raise ConfigurationError(
+                f"{subject_text(certificate.subject)} is no certificate of an authority (basic constraints do not say CA); have the "
+                "request signed for an authority"
+            )
+    return list(found)
+
+
+def _assembled(signer: Signer, found: Sequence[x509.Certificate]) -> Authority:
+    own = [c for c in found if public_key(c) == signer.public_key()]
+    # A root's key also has a certificate that the old root has signed.
+    certificate = next((c for c in own if is_self_signed(c)), None) or next(iter(own), None)
+    if certificate is None:
+        raise ConfigurationError(
+            "none of the certificates is for the key of the request; give the certificate that was made from it, and those above it"
+        )
+    others = [c for c in found if c != certificate]
+    chain = chain_above(certificate, others)
+    root = chain[-1] if chain else certificate
+    pair = pairs(others, root)
+    crossed = tuple(dict.fromkeys(c for each in pair for c in each))
+    for stray in others:
+        # The old root itself may come with what it has signed.
+        known = (
+            stray in chain or stray in crossed or any(is_same_authority(stray, p.old_with_new) for p in pair)
+        )
+        if not known:
+            raise ConfigurationError(
+                f"the certificate of {subject_text(stray.subject)}, issued by {subject_text(stray.issuer)}, is neither above the "
+                "authority nor one of two cross-certificates of its root; leave it out, or give what is missing"
+            )
+    return Authority(CertificateAuthority(signer, certificate, chain, crossed), root)
+
+
+def _present(settings: CMSSettings, now: datetime) -> Authority | None:
+    """Return the authority that is there already, as far as it can be read."""
+    if not os.path.lexists(settings.authority_file):
+        return None
+    return ensure_authority(settings, now, may_make=False)
+
+
+def _check_introduced(authority: Authority, former: Authority) -> None:
+    """Refuse a new root that the old one does not introduce: every end would have to learn of it first."""
+    new, old = authority.root, former.root
+    if is_same_authority(new, old):
+        return
+    if any(is_same_authority(c, old) for c in authority.issuer.crossed):
+        return
+    raise ConfigurationError(
+        f"the root {subject_text(new.subject)} is another one than the present {subject_text(old.subject)}, and there are no "
+        "cross-certificates, so no end would trust it. Make both, where the roots' keys are, and give them too: "
+        "openssl x509 -x509toreq -in NEW.pem -signkey NEW.key -copy_extensions copyall | openssl x509 -req -CA OLD.pem -CAkey "
+        "OLD.key -days 1000 -copy_extensions copyall -out new-with-old.pem; and openssl x509 -x509toreq -in OLD.pem -signkey OLD.key "
+        "-copy_extensions copyall | openssl x509 -req -CA NEW.pem -CAkey NEW.key -days 365 -copy_extensions copyall -out "
+        "old-with-new.pem; the second one's end is the old root's end"
+    )
+
+
+def _beside(path: str, ident: str) -> str:
+    stem, dot, end = path.rpartition(".")
+    beside = f"{stem}-{ident}{dot}{end}" if dot and "/" not in end else f"{path}-{ident}"
+    if os.path.lexists(beside):
+        raise ConfigurationError("the file exists already; move it away", file=beside)
+    return beside
+
+
+def _save_new(
+    path: str, key: CertificateIssuerPrivateKeyTypes, authority: Authority, password: Secret
+) -> None:
+    issuer = authority.issuer
+    keychain = Keychain(key, issuer.certificate, issuer.chain, (authority.root,), issuer.crossed)
+    make_directory(path)
+    write_private(path, dump_keychain(keychain, password))
+    say(f"Keychain file created   : {path}")
+
+
+# ---------------------------------------------------------------------- a new root
+
+
+def new_authority(settings: CMSSettings, now: datetime) -> None:
+    """Make a new root, the old one's certificate for it, and its certificate for the old one. Nothing is switched.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used, or the root's key is not here.
+        SecurityError: Something is not trustworthy; the text says what.
+    """
+    if settings.ca_key:
+        raise ConfigurationError(
+            "the authority's key is in a token; make a new one there, name it in ca_key, and use --make-csr and --install-chain",
+            key="ca_key",
+        )
+    former = _present(settings, now)
+    if former is None:
+        raise ConfigurationError(
+            "there is no authority yet; the first start of pvacms makes one", file=settings.authority_file
+        )
+    if former.issuer.chain:
+        raise ConfigurationError(
+            "the authority is an intermediate one, and its root's key is not here; use --make-csr, have the root sign it, and "
+            "install what comes back with --install-chain"
+        )
+    self_test(former, now)
+    old = former.issuer
+    key = generate_key(settings.key_algorithm)
+    signer = KeySigner(key)
+    start = now.replace(microsecond=0)
+    end = settings.cert_auth_validity.after(start)
+    root = build_ca(
+        signer,
+        subject=subject_name(
+            settings.cert_auth_name,
+            country=settings.cert_auth_country,
+            organization=settings.cert_auth_organization,
+            organizational_unit=settings.cert_auth_organizational_unit,
+        ),
+        not_before=max(backdated(start, end), old.certificate.not_valid_before_utc),
+        not_after=end,
+        serial=new_serial(),
+    )
+    new = CertificateAuthority(signer, root)
+    last = max(rules.latest(start) for rules in settings.rules().usages.values())
+    pair = Pair(
+        build_ca(
+            signer,
+            subject=root.subject,
+            not_before=root.not_valid_before_utc,
+            not_after=min(old.certificate.not_valid_after_utc, end),
+            serial=new_serial(),
+            issuer=old,
+        ),
+        build_ca(
+            old.signer,
+            subject=old.certificate.subject,
+            not_before=root.not_valid_before_utc,
+            not_after=min(old.certificate.not_valid_after_utc, last, end),
+            serial=new_serial(),
+            issuer=new,
+        ),
+    )
+    authority = Authority(new._replace(crossed=tuple(pair)), root)
+    self_test(authority, now)
+    path = _beside(settings.cert_auth_tls_keychain, authority.issuer_id)
+    _save_new(path, key, authority, _password(settings))
+    _finish(settings, authority, former, path, now)
+
+
+def _finish(
+    settings: CMSSettings, authority: Authority, former: Authority | None, path: str, now: datetime
+) -> None:
+    """Tell the database, and the administrator."""
+    ident = authority.issuer_id
+    say(f"Authority               : {ident} {subject_text(authority.issuer.certificate.subject)}")
+    if former is None:
+        say("Start pvacms to use it. The first administrator is made with --admin-keychain-ensure NAME")
+        return
+    store = Store(settings.db, former.issuer_id)
+    store.open(beside=True)
+    try:
+        store.run(
+            lambda transaction: introduce(transaction, (former, authority), now, present=former.issuer_id)
+        )
+    finally:
+        store.close()
+    if ident == former.issuer_id:
+        return
+    old = [c for c in authority.issuer.crossed if is_same_authority(c, former.root)]
+    ends = min(c.not_valid_after_utc for c in (*old, former.issuer.certificate))
+    say("Nothing was switched. To use it, change these settings on each node, and restart it:")
+    if settings.ca_key:
+        say(f"  ca_certificate: {path}")
+        say("  former_authorities:")
+        say(f"    - ca_certificate: {settings.ca_certificate}")
+        say("      ca_key: (that of the present authority)")
+    else:
+        say(f"  cert_auth_tls_keychain: {path}")
+        say("  former_authorities:")
+        say(f"    - keychain: {settings.cert_auth_tls_keychain}")
+        if settings.cert_auth_tls_keychain_pwd_file:
+            say(f"      keychain_pwd_file: {settings.cert_auth_tls_keychain_pwd_file}")
+    say(f'      ends: "{ends:%Y-%m-%dT%H:%M:%SZ}"')
+
+
+def print_bundle(settings: CMSSettings, now: datetime) -> None:
+    """Write what verifies this service's certificates to standard output, in PEM form: the present root first.
+
+    Raises:
+        ConfigurationError: A setting or a file cannot be used.
+        SecurityError: Something is not trustworthy; the text says what.
+    """
+    authority = _present(settings, now)
+    if authority is None:
+        raise ConfigurationError("there is no authority yet", file=settings.authority_file)
+    with contextlib.closing(authority.issuer.signer):
+        store = Store(settings.db, authority.issuer_id)
+        store.open(beside=True)
+        try:
+            known = store.run(lambda transaction: known_authorities(transaction.connection))
+        finally:
+            store.close()
+        known.setdefault(
+            authority.issuer_id,
+            KnownAuthority(
+                authority.issuer_id,
+                (authority.issuer.certificate, *authority.issuer.chain),
+                authority.issuer.crossed,
+                None,
+                0,
+            ),
+        )
+        sys.stdout.write(pem_chain(*bundle(authority.root, known.values(), now)))

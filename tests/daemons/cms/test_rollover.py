@@ -1,0 +1,343 @@
+"""A new authority takes over from one whose certificates still live: both statuses, one service, and an end."""
+
+import subprocess
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+
+from appliance.certs.keychain import load_keychain, make_keychain
+from appliance.certs.ocsp import verify_response
+from appliance.certs.profiles import generate_key
+from appliance.certs.status import OCSPState
+from appliance.cms.authorities import known_authorities
+from appliance.cms.ceremony import install_chain, make_request, new_authority, print_bundle
+from appliance.cms.config import FormerAuthority
+from appliance.cms.service import CertificateService
+from appliance.config.secret import FilePath
+from appliance.epoch import EPICS_EPOCH_S
+from appliance.errors import ConfigurationError, RemoteError
+from tests.helpers import pki
+from tests.helpers.cms import (
+    Clock,
+    admin_keychain,
+    ccr,
+    effective,
+    keychain_of,
+    plain,
+    running,
+    secure,
+    settled,
+)
+from tests.helpers.live import until
+
+CLIENT, SERVER, IOC = 1, 2, 3
+OPEN = {f"require_{usage}_approval": False for usage in ("client", "server", "ioc")}
+LIVES = timedelta(days=30)
+
+
+async def issued(context, name, usage=CLIENT, key=None, **more):
+    key = key or generate_key("ec-p256")
+    return keychain_of(await context.rpc("CERT:CREATE", ccr(name, usage=usage, key=key, **more)), key)
+
+
+def ends_in(clock, **duration):
+    return f"{(clock() + timedelta(**duration)).replace(microsecond=0).isoformat()}"
+
+
+def successors(directory):
+    """The keychains that `new_authority` has left."""
+    return sorted(directory.glob("cert_auth-*.p12"))
+
+
+def switched(directory, ends="", **more):
+    """The settings of the service after the switch."""
+    (new,) = successors(directory)
+    old = FormerAuthority(keychain=FilePath(directory / "cert_auth.p12"), ends=ends)
+    return {"cert_auth_tls_keychain": FilePath(new), "former_authorities": (old,), **OPEN, **more}
+
+
+def introduce(directory, clock):
+    new_authority(effective(directory).settings, clock())
+    (new,) = successors(directory)
+    return load_keychain(new.read_bytes())
+
+
+def status_of(value):
+    by = value["renew_by"]
+    return value["state"], value["renewal_due"], by + EPICS_EPOCH_S if by else 0
+
+
+async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(tmp_path, capsys):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+        old_root = service.authority.root
+        old_own = service.own_keychain
+    new = introduce(tmp_path, clock)
+    said = capsys.readouterr().out
+    assert "Nothing was switched" in said
+    assert f"cert_auth_tls_keychain: {successors(tmp_path)[0]}" in said
+    async with running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service:
+        assert service.own_keychain.issuer == new.certificate != old_own.issuer, (
+            "its own certificate is a new one"
+        )
+        assert set(service.own_keychain.crossed) == set(new.crossed)
+        async with plain(service) as context:
+            before = await context.get(alice.status_pv)
+            assert before["state"] == "VALID"
+            verify_response(bytes(before["ocsp_response"]), issuer=old_root, serial=alice.serial, now=clock())
+            bob = await issued(context, "bob")
+            assert (bob.issuer, bob.issuer_id) == (new.certificate, service.names.issuer_id)
+            after = await context.get(bob.status_pv)
+            verify_response(
+                bytes(after["ocsp_response"]), issuer=new.certificate, serial=bob.serial, now=clock()
+            )
+            # Neither authority says anything about certificates of the other one.
+            crossed = alice.status_pv.replace(alice.issuer_id, bob.issuer_id)
+            assert (await context.get(crossed))["state"] == "UNKNOWN"
+            for name in ("CERT:ROOT", f"CERT:ROOT:{bob.issuer_id}", f"CERT:ROOT:{alice.issuer_id}"):
+                root = await context.get(name)
+                bundle = x509.load_pem_x509_certificates(root["bundle"].encode())
+                assert bundle == [new.certificate, *new.crossed, old_root], name
+                assert root["issuer"] == bob.issuer_id
+            issuer = await context.get(f"CERT:ISSUER:{alice.issuer_id}")
+            assert x509.load_pem_x509_certificates(issuer["cert"].encode()) == [old_root]
+            under_old = await context.rpc(f"CERT:CREATE:{alice.issuer_id}", ccr("carol"))
+            assert under_old["issuer"] == bob.issuer_id
+    print_bundle(effective(tmp_path, **switched(tmp_path)).settings, clock())
+    text = capsys.readouterr().out.partition("-----BEGIN")
+    assert x509.load_pem_x509_certificates((text[1] + text[2]).encode())[0] == new.certificate
+
+
+async def test_an_administrator_of_the_old_authority_revokes_certificates_of_both(tmp_path):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+        admin = admin_keychain(tmp_path)
+    introduce(tmp_path, clock)
+    async with (
+        running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service,
+        plain(service) as context,
+        secure(service, admin) as administrator,
+    ):
+        bob = await issued(context, "bob")
+        for keychain, issuer in ((alice, alice.issuer), (bob, bob.issuer)):
+            wrong = keychain.status_pv.replace(
+                keychain.issuer_id, ({alice.issuer_id, bob.issuer_id} - {keychain.issuer_id}).pop()
+            )
+            with pytest.raises(RemoteError, match="is not known here"):
+                await administrator.put(wrong, {"state": "REVOKED"})
+            await administrator.put(keychain.status_pv, {"state": "REVOKED"})
+            status = await context.get(keychain.status_pv)
+            answer = verify_response(
+                bytes(status["ocsp_response"]), issuer=issuer, serial=keychain.serial, now=clock()
+            )
+            assert answer.state is OCSPState.REVOKED
+        # A key that was revoked with its certificate is not certified by the new authority either.
+        with pytest.raises(RemoteError, match="never certified again"):
+            await issued(context, "alice", key=alice.key)
+    # The journal of revocations knows those of both.
+    async with (
+        running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service,
+        plain(service) as context,
+    ):
+        assert (await context.get(alice.status_pv))["state"] == "REVOKED"
+        assert {alice.serial, bob.serial} <= set(service.journal.known)
+
+
+async def test_the_holder_of_an_old_certificate_is_told_to_ask_and_gets_a_new_one_by_its_key(tmp_path):
+    """A name of a live certificate goes to its holder alone, also under the new authority, though nothing needs approval."""
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    introduce(tmp_path, clock)
+    async with running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service:
+        async with plain(service) as context:
+            state, due, by = status_of(await context.get(alice.status_pv))
+            assert (state, due) == ("VALID", True)
+            start = clock().timestamp()
+            assert start + 2.9 * 86400 < by < start + 3.1 * 86400, "most ask in the first tenth of the time"
+            with pytest.raises(RemoteError, match="Duplicate Certificate Subject"):
+                await issued(context, "alice")
+            fresh = await issued(context, "alice", key=alice.key)
+            assert fresh.issuer_id == service.names.issuer_id != alice.issuer_id
+            assert (await context.get(alice.status_pv))["state"] == "VALID", (
+                "it is used until the new one is in place"
+            )
+            with pytest.raises(RemoteError, match="Duplicate Certificate Subject"):
+                await issued(context, "alice", key=alice.key)
+            assert status_of(await context.get(fresh.status_pv))[1] is False
+            clock.advance(days=5)
+            await settled(service)
+            later = (await context.get(alice.status_pv))["renew_by"] + EPICS_EPOCH_S
+            assert later > start + 29 * 86400, "those who could not ask are told the end"
+
+
+async def test_an_approval_under_the_old_authority_counts_under_the_new_one(tmp_path):
+    clock = Clock()
+    async with (
+        running(tmp_path, clock) as service,
+        plain(service) as context,
+        secure(service, admin_keychain(tmp_path)) as admin,
+    ):
+        alice = await issued(context, "alice")
+        await admin.put(alice.status_pv, {"state": "APPROVED"})
+    introduce(tmp_path, clock)
+    settings = switched(tmp_path, ends_in(clock, days=30))
+    for usage in ("client", "server", "ioc"):
+        del settings[f"require_{usage}_approval"]
+    async with running(tmp_path, clock, **settings) as service, plain(service) as context:
+        fresh = await issued(context, "alice", key=alice.key)
+        assert (await context.get(fresh.status_pv))["state"] == "VALID"
+        stranger = await issued(context, "bob")
+        assert (await context.get(stranger.status_pv))["state"] == "PENDING_APPROVAL"
+
+
+async def test_the_old_authority_ends_at_its_date(tmp_path, caplog):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    introduce(tmp_path, clock)
+    ends = (clock() + timedelta(days=30)).replace(microsecond=0)
+    async with running(tmp_path, clock, **switched(tmp_path, ends.isoformat())) as service:
+        async with plain(service) as context:
+            bob = await issued(context, "bob")
+            clock.advance(days=29, hours=23, minutes=45)
+            await settled(service)
+            status = await context.get(alice.status_pv)
+            answer = verify_response(
+                bytes(status["ocsp_response"]), issuer=alice.issuer, serial=alice.serial, now=clock()
+            )
+            assert answer.next_update <= ends, "nothing is signed beyond the end"
+            clock.advance(minutes=20)
+            await settled(service)
+            assert (await context.get(alice.status_pv))["state"] == "EXPIRED"
+            assert (await context.get(bob.status_pv))["state"] == "VALID"
+        async with secure(service, alice) as refused:
+            refused.channel(bob.status_pv)
+            await until(lambda: "your certificate is EXPIRED" in caplog.text)
+        found = await service.store.submit(lambda t: t.get(alice.serial).state.value)
+        assert found == "EXPIRED", "and the database says it"
+    async with (
+        running(tmp_path, clock, **switched(tmp_path, ends.isoformat())) as service,
+        plain(service) as context,
+    ):
+        root = await context.get("CERT:ROOT")
+        assert len(x509.load_pem_x509_certificates(root["bundle"].encode())) == 3
+        assert service.names.former == (), "at the next start it is left out"
+
+
+async def test_an_authority_that_was_not_introduced_does_not_get_the_database(tmp_path):
+    async with running(tmp_path, **OPEN) as service, plain(service) as context:
+        await issued(context, "alice")
+        old = service.authority
+    stranger = pki.Authority("Another Root")
+    path = pki.write_keychain(tmp_path / "other.p12", make_keychain(stranger.key, [stranger.certificate]))
+    other = effective(tmp_path, cert_auth_tls_keychain=FilePath(path))
+    with pytest.raises(
+        ConfigurationError, match=f"the database belongs to the authority {old.issuer_id} CN=EPICS Root"
+    ):
+        CertificateService.open(other, clock=Clock())
+    twice = FormerAuthority(keychain=FilePath(tmp_path / "cert_auth.p12"))
+    with pytest.raises(ConfigurationError, match="is the present authority; name each authority once"):
+        CertificateService.open(effective(tmp_path, former_authorities=(twice,)), clock=Clock())
+    async with running(tmp_path, **OPEN) as service:
+        known = await service.store.submit(lambda t: known_authorities(t.connection))
+        assert set(known) == {old.issuer_id}, "what was refused has left nothing"
+
+
+async def test_a_service_that_has_not_switched_brings_the_new_root_already(tmp_path):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN):
+        pass
+    new = introduce(tmp_path, clock)
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        root = await context.get("CERT:ROOT")
+        bundle = x509.load_pem_x509_certificates(root["bundle"].encode())
+        assert bundle[0] == service.authority.root
+        assert new.certificate in bundle
+        assert set(new.crossed) <= set(bundle)
+        alice = await issued(context, "alice")
+        assert status_of(await context.get(alice.status_pv)) == ("VALID", False, 0)
+
+
+def test_a_new_root_needs_the_key_of_the_old_one(tmp_path):
+    below = pki.site().ca.intermediate()
+    pki.write_keychain(
+        tmp_path / "cert_auth.p12", make_keychain(below.key, [below.certificate, *below.chain])
+    )
+    with pytest.raises(ConfigurationError, match="its root's key is not here; use --make-csr"):
+        new_authority(effective(tmp_path).settings, Clock()())
+    with pytest.raises(ConfigurationError, match="there is no authority yet"):
+        new_authority(effective(tmp_path / "empty").settings, Clock()())
+
+
+def openssl(directory, command, data=b""):
+    """One of the commands of docs/how-to/rotate-authority.md."""
+    return subprocess.run(
+        ["openssl", *command.split()], cwd=directory, input=data, check=True, capture_output=True, timeout=60
+    ).stdout
+
+
+def offline_root(directory, name):
+    openssl(
+        directory,
+        f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.pem -days 7300 -subj /CN=Site_Root",
+    )
+
+
+def crossed(directory, subject, signer, out):
+    request = openssl(
+        directory, f"x509 -x509toreq -in {subject}.pem -signkey {subject}.key -copy_extensions copyall"
+    )
+    openssl(
+        directory,
+        f"x509 -req -CA {signer}.pem -CAkey {signer}.key -days 400 -copy_extensions copyall -out {out}.pem",
+        request,
+    )
+
+
+def signed(directory, root):
+    openssl(
+        directory,
+        f"x509 -req -in ca.csr -CA {root}.pem -CAkey {root}.key -days 300 -copy_extensions copyall -out ca.pem",
+    )
+
+
+async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path):
+    """The commands of the how-to, with openssl's own forms of everything."""
+    clock = Clock()
+    settings = effective(tmp_path).settings
+
+    def install(*names):
+        install_chain(settings, [str(tmp_path / f"{name}.pem") for name in names], clock())
+
+    offline_root(tmp_path, "old")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "old")
+    install("ca", "old")
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    offline_root(tmp_path, "new")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "new")
+    with pytest.raises(
+        ConfigurationError, match=r"no cross-certificates, so no end would trust it.*openssl x509"
+    ):
+        install("ca", "new")
+    crossed(tmp_path, "new", "old", "new-with-old")
+    with pytest.raises(ConfigurationError, match="is neither above the authority"):
+        install("ca", "new", "new-with-old")
+    crossed(tmp_path, "old", "new", "old-with-new")
+    install("old", "ca", "old-with-new", "new", "new-with-old")
+    async with running(tmp_path, clock, **switched(tmp_path)) as service, plain(service) as context:
+        bob = await issued(context, "bob")
+        assert len(bob.chain) == 2
+        assert (await context.get(alice.status_pv))["state"] == "VALID"
+        async with secure(service, alice) as known:
+            assert (await known.get(bob.status_pv))["state"] == "VALID", (
+                "the old keychain knows the new service"
+            )
+        async with secure(service, bob) as known:
+            assert (await known.get(alice.status_pv))["state"] == "VALID"
