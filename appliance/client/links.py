@@ -278,8 +278,9 @@ class Links:
     def probe_tls(self, guid: bytes = b"") -> None:
         """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).
 
-        This concerns all channels, or with a ``guid`` the channels of that server. The question is sent several times,
-        since a datagram may be lost. A channel moves when the new connection is validated, so a failure harms nothing.
+        This concerns all channels, or with a ``guid`` the channels of that server, and those that wait for it because it has
+        TLS only. The question is sent several times, since a datagram may be lost. A channel moves when the new connection is
+        validated, so a failure harms nothing.
         """
         if self._end.tls is None or self._end.closed:
             return
@@ -289,16 +290,17 @@ class Links:
     def _probe(self, guid: bytes) -> None:
         if self._end.tls is None or self._end.closed:
             return
-        self.searcher.probe(
-            [
-                channel.instance
-                for link in self.by_address.values()
-                if not link.address.tls and link not in self.name_servers and guid in (b"", link.guid)
-                if guid or not self._end.avoids_tls(link.guid)
-                for channel in link.channels
-                if channel.server is None
-            ]
-        )
+        instances = [
+            channel.instance
+            for link in self.by_address.values()
+            if not link.address.tls and link not in self.name_servers and guid in (b"", link.guid)
+            if guid or not self._end.avoids_tls(link.guid)
+            for channel in link.channels
+            if channel.server is None
+        ]
+        if guid:
+            instances += self.searcher.waiting_for(guid)
+        self.searcher.probe(instances)
 
     def _try_tls(self, plain: ChannelLink, place: Located) -> None:
         """Connect over TLS, at ``place``, to the server to which ``plain`` leads."""

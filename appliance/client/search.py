@@ -86,7 +86,7 @@ def refused_without_tls(address: str) -> str:
 class _Name:
     """One name, and the state of its search."""
 
-    __slots__ = ("attempts", "due", "guid", "server", "text")
+    __slots__ = ("attempts", "due", "guid", "server", "text", "tries_tls")
 
     def __init__(self, text: str, server: ServerAddress | None) -> None:
         self.text = text
@@ -98,6 +98,8 @@ class _Name:
         """Time of the next search, on the client's clock."""
         self.guid = b""
         """GUID of the server that last answered (SPVA 12.5)."""
+        self.tries_tls = False
+        """Whether TLS is tried once more although it failed there: the server may have a new certificate."""
 
 
 class Searcher:
@@ -274,6 +276,15 @@ class Searcher:
         if instances:
             self._ask(instances, protocols)
 
+    def waiting_for(self, guid: bytes) -> list[int]:
+        """Return the names that wait for a server with this GUID; over TLS, too, its next answer counts."""
+        found = []
+        for instance, name in self._wanted.items():
+            if name.guid == guid:
+                name.tries_tls = True
+                found.append(instance)
+        return found
+
     def probe(self, instances: list[int]) -> None:
         """Ask whether names that are used unencrypted are available over TLS."""
         if instances:
@@ -397,15 +408,18 @@ class Searcher:
     def _take(self, instances: tuple[int, ...], place: Located) -> None:
         owner = self._owner
         if place.tls and self._end.avoids_tls(place.guid):
-            # The next search uses this GUID (SPVA 12.5).
+            tried = []
             for instance in instances:
                 name = self._wanted.get(instance)
                 if name is None:
                     owner.found_again(instance, place)
                 elif name.guid != place.guid:
+                    # The next search uses this GUID (SPVA 12.5).
                     name.guid = place.guid
                     self._plan(instance, name, self._end.now())
-            return
+                elif name.tries_tls:
+                    tried.append(instance)
+            instances = tuple(tried)
         for number, instance in enumerate(instances):
             if not number & 63:
                 breathe()
@@ -414,6 +428,7 @@ class Searcher:
                 owner.found_again(instance, place)
                 continue
             name.guid = place.guid
+            name.tries_tls = False
             owner.found(instance, place)
 
     def _log_answer(self, response: SearchResponse, host: str, via: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
+import pickle
 import queue
 import threading
 import time
@@ -17,7 +19,7 @@ import pytest
 from appliance.certmon.endpoints import open_server
 from appliance.certs.status import CertState
 from appliance.errors import OperationError
-from appliance.p4p import Type, Value
+from appliance.p4p import Type, Value, nt
 from appliance.p4p.client import _provider, raw
 from appliance.p4p.client.thread import (
     Cancelled,
@@ -28,6 +30,8 @@ from appliance.p4p.client.thread import (
     Subscription,
 )
 from appliance.p4p.nt import NTURI
+from appliance.p4p.server import Server as P4PServer
+from appliance.p4p.server.thread import SharedPV as ServedPV
 from appliance.p4p.util import ThreadedWorkQueue
 from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
 from appliance.pvdata.primitives import Lendable
@@ -758,6 +762,40 @@ async def test_a_program_over_tls_hears_of_a_revoked_server_as_disconnected(tmp_
                 await asyncio.to_thread(ctxt.get, "pv", timeout=0.5)
             subscription.close()
             await asyncio.to_thread(ctxt.close)
+
+
+def test_what_belongs_to_a_process_is_not_pickled_and_no_copy_of_it_can_end_it(site, ctxt):
+    updates, subscription = collect(ctxt, "a")
+    assert updates.get(timeout=PATIENCE_S) == 1.5
+    served_pv = ServedPV(nt=nt.NTScalar("d"), initial=1.0)
+    kept = []
+    served_pv._handler.put = lambda pv, op: kept.append(op._op)
+    with P4PServer(providers=[{"own": served_pv}], isolate=True) as server:
+        with Context("pva", conf=server.conf(), useenv=False) as other:
+            asked = other.get("own", timeout=PATIENCE_S)
+            assert asked == 1.0
+            putting = threading.Thread(target=lambda: other.put("own", 2.0, timeout=None))
+            putting.start()
+            wait_for(lambda: kept)
+            for thing in (ctxt, subscription, served_pv, server, kept[0]):
+                for attempt in (pickle.dumps, copy.deepcopy, *([copy.copy] if thing is not ctxt else [])):
+                    with pytest.raises(
+                        TypeError, match="cannot be pickled or copied: it belongs to this process"
+                    ):
+                        attempt(thing)
+            gc.collect()
+            kept[0].done()
+            putting.join(PATIENCE_S)
+            assert not putting.is_alive()
+    # A flat copy of a Context is the same client, as in p4p.
+    twin = copy.copy(ctxt)
+    assert twin.get("a") == 1.5
+    del twin
+    gc.collect()
+    site.do(site.server._static.pvs["a"].post, 7.5)
+    assert updates.get(timeout=PATIENCE_S) == 7.5
+    site.do(site.server._static.pvs["a"].post, 1.5)
+    subscription.close()
 
 
 def test_a_client_whose_start_is_broken_off_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from appliance.certs.status import CertState
 from appliance.errors import ApplianceError
+from appliance.p4p.client.thread import Context, Disconnected, Finished
 from appliance.p4p.nt import NTScalar
 from appliance.p4p.server import Server
 from appliance.p4p.server.thread import SharedPV
@@ -86,6 +88,16 @@ def client_settings(server: Server, file: str, *ports: int) -> dict[str, str]:
     }
 
 
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for what tells nobody."""
+    pause = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.01)):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not come true")
+
+
 @pytest.mark.parametrize("how", ["conf", "environment", "server's own variable"])
 def test_the_keychain_of_the_settings_is_used_and_handlers_see_the_certificate(
     how: str, tmp_path: Path, monkeypatch: Any
@@ -151,6 +163,91 @@ def test_requests_of_a_client_end_when_its_certificate_is_revoked(
 
         with pytest.raises(ApplianceError):
             engine().run(wait())
+
+
+@pytest.mark.parametrize("asked", ["tls_required", ""])
+@pytest.mark.parametrize("whose", ["softioc", "operator"])
+def test_a_subscription_survives_a_revoked_certificate_as_soon_as_there_is_a_new_one(
+    whose: str, asked: str, tmp_path: Path, status: StatusService, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("appliance.certmon.gate.AVOID_S", (0.5,))
+    made = {name: keychain(tmp_path, name, status=True) for name in ("softioc", "operator")}
+    for one, _ in made.values():
+        status.set(one, CertState.VALID)
+    site_of_status = {"EPICS_PVA_ADDR_LIST": f"127.0.0.1:{status.udp_port}", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
+    required = {"EPICS_PVAS_TLS_OPTIONS": "tls_required"}  # the server has no plain TCP
+    conf = {**QUIET, **site_of_status, **required, "EPICS_PVAS_TLS_KEYCHAIN": made["softioc"][1]}
+    pv = Asked()
+    came: queue.Queue[Any] = queue.Queue()
+    with (
+        Server(providers=[{"pv": pv}], useenv=False, conf=conf) as server,
+        Context(
+            "pva",
+            conf={
+                **client_settings(server, made["operator"][1], status.udp_port),
+                "EPICS_PVA_TLS_OPTIONS": asked,
+            },
+            useenv=False,
+        ) as ctxt,
+    ):
+        subscription = ctxt.monitor("pv", came.put, notify_disconnect=True)
+        assert isinstance(taken(came), Disconnected)
+        assert taken(came) == 1.0
+        pv.post(2.0)
+        assert taken(came) == 2.0
+        engine().call(status.set, made[whose][0], CertState.REVOKED)
+        gone = taken(came)
+        assert isinstance(gone, Disconnected)
+        assert not isinstance(gone, Finished)
+        pv.post(3.0)
+        for ask in (lambda: ctxt.get("pv", timeout=0.3), lambda: ctxt.put("pv", 1, timeout=0.3)):
+            with pytest.raises(TimeoutError):
+                ask()
+        whys = [str(item) for item in came.queue if isinstance(item, Disconnected)]
+        assert len(whys) == len(came.queue), "no value comes without TLS"
+        assert len(set(whys)) == len(whys), "each reason is told once"
+        renewed, _ = keychain(tmp_path, whose, status=True)  # the file's place is the same
+        engine().call(status.set, renewed, CertState.VALID)
+        while (item := taken(came)) != 3.0:
+            assert isinstance(item, Disconnected)
+        assert ctxt.get("pv", timeout=PATIENCE_S) == 3.0
+        assert [peer.credentials.method for peer in server._S._native.peers.values()] == ["x509"]
+        subscription.close()
+
+
+def test_without_tls_required_a_subscription_goes_on_over_plain_tcp_and_that_is_said(
+    tmp_path: Path, status: StatusService, caplog: Any
+) -> None:
+    serving, server_file = keychain(tmp_path, "softioc", status=True)
+    asking, client_file = keychain(tmp_path, "operator", status=True)
+    for one in (serving, asking):
+        status.set(one, CertState.VALID)
+    conf = {
+        **QUIET,
+        "EPICS_PVAS_TLS_KEYCHAIN": server_file,
+        "EPICS_PVA_ADDR_LIST": f"127.0.0.1:{status.udp_port}",
+        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+    }
+    pv = Asked()
+    came: queue.Queue[Any] = queue.Queue()
+    with (
+        Server(providers=[{"pv": pv}], useenv=False, conf=conf) as server,
+        Context("pva", conf=client_settings(server, client_file, status.udp_port), useenv=False) as ctxt,
+    ):
+        subscription = ctxt.monitor("pv", came.put, notify_disconnect=True)
+        while taken(came) != 1.0:
+            pass
+        until(lambda: ctxt._ctxt.native.channel("pv").peer.is_tls)
+        engine().call(status.set, asking, CertState.REVOKED)
+        pv.post(2.0)
+        while taken(came) != 2.0:
+            pass
+        until(lambda: (peer := ctxt._ctxt.native.channel("pv").peer) is not None and not peer.is_tls)
+        subscription.close()
+    assert any(
+        record.levelno >= logging.WARNING and "is REVOKED: tcp" in record.getMessage()
+        for record in caplog.records
+    )
 
 
 def test_with_tls_required_nothing_is_served_without_it(tmp_path: Path) -> None:

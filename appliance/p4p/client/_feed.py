@@ -178,13 +178,15 @@ class Feed:
 class _Monitor(Monitor[Any]):
     """A native subscription that fills a feed."""
 
-    __slots__ = ("_feed",)
+    __slots__ = ("_feed", "_why_lost")
 
     def __init__(self, feed: Feed, channel: Any, request: NativeValue, size: int, *, pipeline: bool) -> None:
         super().__init__(
             channel, request, queue_size=size, pipeline=pipeline, notify=True, on_update=self._event_came
         )
         self._feed = feed
+        self._why_lost: str | None = None
+        """Why the channel was lost, if that was told and nothing came since. The same is not told for each attempt."""
 
     def start(self) -> None:
         """Begin the subscription on the server."""
@@ -198,6 +200,7 @@ class _Monitor(Monitor[Any]):
         assert operation is not None
         kind = operation.type
         assert kind is not None
+        self._why_lost = None
         self._feed.add(NativeValue.from_store(kind, store, bits))
 
     def merged(self) -> None:
@@ -208,7 +211,9 @@ class _Monitor(Monitor[Any]):
 
     def _event_came(self, item: Any) -> None:
         if type(item) is Lost:
-            self._feed.add(Disconnected(item.why))
+            if item.why != self._why_lost:
+                self._why_lost = item.why
+                self._feed.add(Disconnected(item.why))
         elif item is _END:
             self._feed.add(Finished())
         elif isinstance(item, Exception) and not isinstance(item, ChannelClosedError):

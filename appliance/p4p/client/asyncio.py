@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 from appliance.client.channel import ChannelRequest, Waiter
 from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
+from appliance.p4p._unique import Unique
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import AnyRequest, LoopProvider
@@ -286,7 +287,7 @@ class Context(raw.Context):
         return subscription
 
 
-class Subscription:
+class Subscription(Unique):
     """An active subscription; `Context.monitor` makes it.
 
     Args:
@@ -375,7 +376,7 @@ class Subscription:
                 elif self._notify_disconnect:
                     await self._cb(item)
                 elif isinstance(item, RemoteError):
-                    _log.error("the subscription to %s failed: %s", self.name, item)
+                    _log.error("the subscription to %s failed: %.500r", self.name, str(item))
                 if isinstance(item, (Finished, RemoteError)):
                     return
                 count += 1

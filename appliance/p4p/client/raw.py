@@ -12,6 +12,7 @@ from appliance.client.channel import ChannelRequest, Waiter
 from appliance.client.context import Context as NativeContext
 from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError
+from appliance.p4p._unique import Unique
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import (
     AnyRequest,
@@ -114,7 +115,7 @@ def argument(value: Any) -> NativeValue:
     return value._fields.to_value()
 
 
-class Operation:
+class Operation(Unique):
     """A request that was begun. It is cancelled when it is closed, or when nobody refers to it any more.
 
     Args:
@@ -208,7 +209,7 @@ class _Asked(Waiter):
             operation._deliver(error, failed=True)
 
 
-class Subscription:
+class Subscription(Unique):
     """The updates of a PV in the order in which they came.
 
     After the handler was called, `pop` returns one after the other until it returns None. Only then the handler is called again.
@@ -279,7 +280,7 @@ class Subscription:
             self.close()
 
 
-class Context:
+class Context(Unique):
     """A client whose operations report by callbacks.
 
     Args:
@@ -348,6 +349,12 @@ class Context:
             >>> ctxt.hurryUp()
         """
         self._open().hurryUp()
+
+    def __copy__(self) -> Self:
+        # As in p4p: both are the same client, which either can close.
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self))
+        return made
 
     def close(self) -> None:
         """Close all channels and connections, and cancel all operations.

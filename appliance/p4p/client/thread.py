@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from appliance.client.paced import checked_rate
 from appliance.p4p._errors import Cancelled, Disconnected, Finished, RemoteError, TimeoutError
+from appliance.p4p._unique import Unique
 from appliance.p4p.client import raw
 from appliance.p4p.client._feed import Feed
 from appliance.p4p.client._provider import AnyRequest, EngineProvider
@@ -38,7 +39,7 @@ _AT_ONCE: Final = 4
 """Updates of one subscription that are delivered before others have their turn."""
 
 
-class Subscription:
+class Subscription(Unique):
     """An active subscription; `Context.monitor` makes it. It ends when nobody refers to it any more.
 
     Args:
@@ -142,7 +143,7 @@ class Subscription:
         if self._notify_disconnect:
             self._cb(item)
         elif isinstance(item, RemoteError):
-            _log.error("the subscription to %s failed: %s", self.name, item)
+            _log.error("the subscription to %s failed: %.500r", self.name, str(item))
         if isinstance(item, Finished):
             self.close()
 

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any, Final, Self
 from weakref import ref
 
+from appliance.p4p._unique import Unique
 from appliance.p4p.server import _providers
 from appliance.p4p.server._operation import ServerOperation
 from appliance.p4p.server._server import Server as _Server
@@ -127,7 +128,7 @@ class DynamicProvider(_providers.DynamicProvider):
         super().__init__(_chosen_name() if name is None else name, handler)
 
 
-class Server:
+class Server(Unique):
     """A PVAccess server. It runs from its construction until `stop`, or to the end of a ``with`` block.
 
     Settings and the keychain for TLS come from the ``EPICS_PVAS_*`` and ``EPICS_PVA_*`` variables, as for all programs of this

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from appliance.p4p._unique import Unique
 from appliance.p4p.server._core import Callbacks, Core
 from appliance.p4p.wrapper import Value
 
 __all__ = ["SharedPV"]
 
 
-class SharedPV:
+class SharedPV(Unique):
     """A PV with one value that all clients share; it takes and gives a `Value`. Programs use one of the other kinds.
 
     Args:

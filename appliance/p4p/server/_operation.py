@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 from weakref import ref
 
+from appliance.p4p._unique import Unique
 from appliance.p4p.util import _DefaultWorkQueue
 from appliance.p4p.wrapper import Value
 from appliance.pva.commands import CMD_PUT, CMD_PUT_GET, CMD_RPC
@@ -53,7 +54,7 @@ def _nothing() -> Fields:
     return Fields(StructType(()))
 
 
-class ServerOperation:
+class ServerOperation(Unique):
     """A PUT or an RPC of a client, which waits until `done` is called.
 
     All methods may be called from any thread. If the handler loses this object without calling `done`, the client gets an

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from appliance.errors import OperationError
+from appliance.p4p._unique import Unique
 from appliance.p4p.server._base import SharedPV
 from appliance.p4p.server._core import Core
 from appliance.p4p.server._operation import server_queue
@@ -34,7 +35,7 @@ MAX_MAKING: Final = 10_000
 _NOT_YET: Final = b"nocache"
 
 
-class StaticProvider:
+class StaticProvider(Unique):
     """PVs from a list that can change at any time.
 
     Args:
@@ -82,7 +83,7 @@ class StaticProvider:
         return sorted(self._pvs)
 
 
-class DynamicProvider:
+class DynamicProvider(Unique):
     """PVs that are made as clients ask for them.
 
     ``testChannel`` and ``makeChannel`` run on a thread of their own, and may take their time.
