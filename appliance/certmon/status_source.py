@@ -4,7 +4,8 @@ Source: SPVA specification 4.7.2, 7.3, 7.4, 8.4.
 
 A status is proved by a signature of the certificate's issuer, never by the server that sent it. So the rules are short. A
 verified answer is valid until it expires, whatever happens to its connection; an older one never replaces it; REVOKED is
-final. An answer without a valid signature is ignored while a verified one is valid.
+final, also if it seems to be older: the clocks of two nodes that sign for one authority may differ. An answer without a valid
+signature is ignored while a verified one is valid.
 """
 
 from __future__ import annotations
@@ -278,7 +279,8 @@ class _Follower:
             if known.state is OCSPState.REVOKED and answer.state is not OCSPState.REVOKED:
                 self._warn("a status that takes back a revocation was ignored")
                 return False
-            if answer.this_update < known.this_update:
+            is_news = answer.state is OCSPState.REVOKED is not known.state
+            if answer.this_update < known.this_update and not is_news:
                 return False
         self.answer = answer
         self._claimed = _CLAIM[answer.state] if claimed is None else claimed

@@ -29,6 +29,9 @@ _MORE = (
     ("audit_verified_seq", "Audit Records Checked"),
     ("status_signed", "Status Answers Signed"),
     ("db_commits", "Database Commits"),
+    ("certs_watched", "Certificates Watched"),
+    ("feed_lag_ms", "Database Seen Before (ms)"),
+    ("db_reconnects", "Database Found Again"),
 )
 """What only this service publishes; a counter that a service does not have is left out."""
 

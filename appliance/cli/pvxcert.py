@@ -331,7 +331,7 @@ class _TrustedCAs:
             return
         for keychain in extra:
             self.anchors += keychain.anchors
-            self.others += keychain.chain
+            self.others += (*keychain.chain, *keychain.crossed)
         server = resolve_server().config
         for path, password in (
             (config.tls_keychain, config.tls_keychain_password),
@@ -341,7 +341,7 @@ class _TrustedCAs:
                 if path:
                     keychain = _load(path, password)
                     self.anchors += keychain.anchors
-                    self.others += keychain.chain
+                    self.others += (*keychain.chain, *keychain.crossed)
             except ApplianceError:
                 # One unreadable keychain must not prevent the use of the others.
                 continue
@@ -361,11 +361,17 @@ class _TrustedCAs:
             return found
         try:
             value = await context.get(f"{prefix}:ISSUER:{identifier}", timeout=timeout)
-            text = value.get("cert")
-            offered = load_pem(text.encode("utf-8", "replace")) if isinstance(text, str) else []
+            # The cross-certificates lead from a former authority to the present root.
+            texts = (value.get(field, default="") for field in ("cert", "bundle"))
+            offered = [
+                c
+                for text in texts
+                if isinstance(text, str)
+                for c in load_pem(text.encode("utf-8", "replace"))
+            ]
         except ApplianceError:
             return None
-        return find_issuer(identifier, verified_chain(offered, self.anchors))
+        return find_issuer(identifier, verified_chain((*offered, *self.others), self.anchors))
 
 
 # ---------------------------------------------------------------------- status
@@ -629,7 +635,7 @@ async def _is_revoked(
             verdict = await fetch_status(
                 context,
                 pv,
-                issuer=find_issuer(issuer, [*keychain.anchors, *keychain.chain]),
+                issuer=find_issuer(issuer, [*keychain.anchors, *keychain.chain, *keychain.crossed]),
                 serial=serial,
                 now=datetime.now(UTC),
                 timeout=options.timeout,

@@ -18,7 +18,7 @@ from appliance.certs.profiles import CertificateAuthority
 from appliance.certs.x509 import is_self_signed, issuer_id, load_pem_text, pem_chain, subject_text
 from appliance.cms import schema
 from appliance.cms.model import SERVICE, posix, shown_time
-from appliance.cms.transaction import Transaction
+from appliance.cms.transaction import LIVE, Transaction
 from appliance.errors import CertificateError, ConfigurationError
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "end_of",
     "introduce",
     "known_authorities",
+    "left_of",
 ]
 
 _TABLE: Final = schema.authorities
@@ -168,6 +169,15 @@ def introduce(
         }
         transaction.audit(at, "authority", None, facts)
     return known_authorities(transaction.connection) if changed else known
+
+
+def left_of(transaction: Transaction, ident: str) -> int:
+    """Return how many certificates of an authority are not at their end."""
+    certs = schema.certs
+    live = sa.select(sa.func.count()).where(
+        certs.c.issuer == ident, certs.c.state.in_([s.value for s in LIVE])
+    )
+    return int(transaction.connection.execute(live).scalar_one())
 
 
 def _move_clock(transaction: Transaction, ident: str, ends: datetime | None) -> None:

@@ -47,7 +47,7 @@ from appliance.cms.authorities import Authority, KnownAuthority, bundle, introdu
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import new_serial
 from appliance.cms.setup import ensure_authority, make_directory, say, self_test
-from appliance.cms.signing import open_token
+from appliance.cms.signing import open_signer
 from appliance.cms.store import Store
 from appliance.config.files import read_private, read_regular, write_private, write_public
 from appliance.config.secret import Secret
@@ -81,7 +81,7 @@ def make_request(settings: CMSSettings, path: str) -> None:
     )
     signer: Signer
     if settings.ca_key:
-        signer = open_token(settings.ca_key, settings.ca_key_pin)
+        signer = open_signer(settings.ca_key, settings.ca_key_pin)
     else:
         signer = KeySigner(_request_key(settings, make=True))
     with contextlib.closing(signer):
@@ -141,7 +141,7 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
     found = _certificates(files)
     signer: Signer
     if settings.ca_key:
-        signer = open_token(settings.ca_key, settings.ca_key_pin)
+        signer = open_signer(settings.ca_key, settings.ca_key_pin)
     else:
         key = _request_key(settings)
         signer = KeySigner(key)

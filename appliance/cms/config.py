@@ -82,7 +82,17 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     server: ServerSettings = ServerSettings()
     """The PVAccess server: addresses, ports, its own keychain (``tls_keychain``)."""
     db: Annotated[str, Meta(max_length=1024)] = ""
-    """The database: a file, or the URL of a PostgreSQL database. Empty: ``certs.db`` in the data directory."""
+    """The database: a file, or the URL of a PostgreSQL database that one or several nodes use:
+    ``postgresql+psycopg://ROLE@HOST/DATABASE``. Empty: ``certs.db`` in the data directory. Without a password in it: see
+    `db_password`. A host other than this one must prove by TLS that it is the right one."""
+    db_password: Secret = default(Secret())
+    """Password of the role in the database server."""
+    db_tls_ca: FilePath = default(FilePath())
+    """File of the authorities that may have signed the database server's certificate (PEM). Empty: those of the system."""
+    db_wait_s: Annotated[float, Meta(ge=0.1, le=60)] = 5.0
+    """Seconds that a request waits for a database server that is lost, before it is refused."""
+    node: Annotated[str, Meta(pattern="^[A-Za-z0-9._-]{0,64}$")] = ""
+    """Name of this node among those that share a database server. Empty: the host's name."""
     acf: FilePath = default(FilePath())
     """Access security file. Empty: ``pvacms.acf`` in the configuration directory."""
     cert_auth_tls_keychain: FilePath = default(FilePath())
@@ -91,9 +101,10 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """File with its password."""
     ca_key: Annotated[str, Meta(max_length=1024)] = ""
     """The authority's key in a token (HSM, smart card), as a PKCS#11 URI (RFC 7512), such as
-    `pkcs11:token=site;object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so`. Empty: it is in `cert_auth_tls_keychain`."""
+    `pkcs11:token=site;object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so`, or in a file in PEM form: its absolute path. Empty: it
+    is in `cert_auth_tls_keychain`."""
     ca_key_pin: Secret = default(Secret())
-    """The token's PIN; `pin-source=file:/PATH` in `ca_key` is the same."""
+    """The token's PIN; `pin-source=file:/PATH` in `ca_key` is the same. Of a key in a file: its passphrase."""
     ca_certificate: FilePath = default(FilePath())
     """The authority's certificate in PEM form and those above it, for `ca_key`. If there is no such file, a self-signed
     certificate is made."""
@@ -234,7 +245,7 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                 value = getattr(self, key)
                 if value.source if isinstance(value, Secret) else value:
                     raise ValueError(
-                        f"{key}: no effect without ca_key, which names the authority's key in a token"
+                        f"{key}: no effect without ca_key, which names the authority's key in a token or a file"
                     )
             return
         try:
@@ -243,12 +254,12 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
             raise ValueError(str(error)) from None
         if not self.ca_certificate:
             raise ValueError(
-                "ca_key: a token has the key alone; name the file of the authority's certificate in ca_certificate"
+                "ca_key: that is the key alone; name the file of the authority's certificate in ca_certificate"
             )
         for key in ("cert_auth_tls_keychain", "cert_auth_tls_keychain_pwd_file"):
             if getattr(self, key):
                 raise ValueError(
-                    f"{key}: the authority's key is in a token (ca_key); leave one of the two away"
+                    f"{key}: the authority's key is elsewhere (ca_key); leave one of the two away"
                 )
 
     def of_former(self, former: FormerAuthority) -> CMSSettings:
@@ -359,12 +370,6 @@ def resolve(
         ConfigurationError: A value is bad, wherever it comes from. To ignore it could give access to the wrong people.
     """
     environ = os.environ if environ is None else environ
-    if getattr(arguments, "o_cluster_mode", False):
-        raise ConfigurationError(
-            "this service works alone and cannot join a cluster of certificate services; run one service for an authority, and "
-            "make backups of its database",
-            key="--cluster-mode",
-        )
     document = load_document(config, CMSSettings, environ=environ) if config else None
     settings = CMSSettings() if document is None else document.value
     written = set(document.tree) if document is not None and isinstance(document.tree, dict) else set()
@@ -404,10 +409,33 @@ def resolve(
     elif unused := sorted(name for name in ENVIRONMENT if environ.get(name, "").strip()):
         warnings.append(f"{', '.join(unused)}: no effect, because {config} has the section jwt")
     settings = _checked(settings, values)
+    warnings += _checked_database(settings, is_cluster=bool(getattr(arguments, "o_cluster_mode", False)))
     for key in ("cert_auth_tls_keychain", "admin_tls_keychain"):
         refuse_password(getattr(settings, key), key)
     warnings += [warning for issuer in settings.jwt.issuers for warning in issuer.warnings()]
     return CMSConfig(settings, server.config, warnings, document, server.explain().splitlines())
+
+
+def _checked_database(settings: CMSSettings, *, is_cluster: bool) -> list[str]:
+    """Check what belongs to a database server; return a sentence for each thing that makes it less secure."""
+    if "://" not in settings.db:
+        if is_cluster:
+            raise ConfigurationError(
+                "nodes share a database server, and db is a file; set db: postgresql+psycopg://ROLE@HOST/DATABASE",
+                key="--cluster-mode",
+            )
+        given = [key for key in ("db_password", "db_tls_ca", "node") if getattr(settings, key)]
+        if settings.db_wait_s != 5.0:
+            given.append("db_wait_s")
+        for key in given:
+            raise ConfigurationError(
+                "it is for a database server, and db is a file; take it out, or set db: postgresql+psycopg://ROLE@HOST/DATABASE",
+                key=key,
+            )
+        return []
+    from appliance.cms.dialect import check_url
+
+    return check_url(settings.db)
 
 
 def _without_effect(arguments: argparse.Namespace | None, environ: Mapping[str, str]) -> list[str]:

@@ -215,7 +215,7 @@ def _current(where: str) -> Iterator[str]:
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("the database does not exist", file=where)
     with _failures(where), contextlib.closing(_connected(where, read_only=True)) as connection:
-        is_current = schema.is_current(connection)
+        is_current = schema.is_usable(connection)
     if is_current:
         yield where
         return

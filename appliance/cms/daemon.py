@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from appliance.daemon.commandline import Parser, add_completion, add_daemon_options, add_version
 from appliance.daemon.extras import require
 from appliance.daemon.run import EXIT_FAILURE, EXIT_OK, Daemon, run
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigurationError
 
 if TYPE_CHECKING:
     from appliance.cms.config import CMSConfig
@@ -294,6 +294,8 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
             for publisher in service.publishers:
                 publisher.step_back()
         before = now
+        if service.store.fatal:
+            raise ConfigurationError(service.store.fatal)
         busy = service.tick()
         monotonic = time.monotonic()
         if monotonic >= next_health:

@@ -1,14 +1,66 @@
-"""How a database is opened: a file of SQLite, or a database server."""
+"""How a database is opened: a file of SQLite, or a database server (PostgreSQL), and what its errors mean."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-__all__ = ["engine_for", "is_sqlite"]
+from appliance.config.secret import Secret
+from appliance.errors import ConfigurationError
+
+__all__ = [
+    "Login",
+    "Role",
+    "check_url",
+    "engine_for",
+    "is_passing",
+    "is_sqlite",
+    "kind_of",
+    "reason",
+    "shown",
+]
+
+Role = Literal["writer", "reader", "list", "feed", "limits", "nodes", "command"]
+"""What a connection is for. Each has its own time limits."""
+_STATEMENT_MS: Final[dict[str, int]] = {"reader": 2000, "list": 5000, "command": 0}
+"""Milliseconds that one statement may take; 0: any time."""
+_LIMIT_MS: Final = 5000
+_LOST: Final = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03", "25006", "53300"))
+"""SQLSTATE of what ends a connection, or calls for another one: the server stops, or it takes no writes any more."""
+_BUSY: Final = frozenset(("55P03", "57014", "40001", "40P01"))
+"""SQLSTATE of a lock that was not given in time, and of what PostgreSQL asks to do again."""
+_PASSES: Final = (
+    "Connection refused", "No such file or directory", "timeout expired", "timed out", "No route to host",
+    "Network is unreachable", "could not translate host name", "name resolution", "starting up", "shutting down",
+    "not yet accepting", "too many clients", "remaining connection slots", "closed the connection", "Connection reset",
+)  # fmt: skip
+"""What libpq says of a server that may be there a moment later."""
+_WEAK: Final = ("disable", "allow", "prefer", "require", "verify-ca")
+_ADVICE: Final = (
+    ("no password supplied", "set db_password"),
+    ("password authentication failed", "correct db_password, or the role's password in the server"),
+    ("session is read-only", "it is read-only (a standby?): name the primary, or all hosts of the database"),
+    ("certificate verify failed", "name the authority of the server's certificate with db_tls_ca"),
+    ("does not match host name", "name the server as its certificate does"),
+    ("no pg_hba.conf entry", "permit this host and role in the server's pg_hba.conf"),
+    ("does not exist", "create it, as the how-to says"),
+)
+
+
+class Login(NamedTuple):
+    """What a database server needs beside the URL."""
+
+    password: Secret = Secret()
+    tls_ca: str = ""
+    """File of the authorities that may have signed the server's certificate; empty: those of the system."""
+    node: str = ""
+    """Name of this node, which the server shows to its administrator."""
 
 
 def is_sqlite(where: str) -> bool:
@@ -16,10 +68,81 @@ def is_sqlite(where: str) -> bool:
     return "://" not in where
 
 
-def engine_for(where: str, *, read_only: bool = False) -> sa.Engine:
+def shown(where: str) -> str:
+    """Return the name of a database for messages."""
+    if is_sqlite(where):
+        return where
+    url = _url(where)
+    names = {"sslkey", "sslpassword", "passfile"}
+    return url.difference_update_query([name for name in url.query if name in names]).render_as_string()
+
+
+def _url(where: str) -> sa.URL:
+    try:
+        url = sa.make_url(where)
+    except (sa.exc.ArgumentError, ValueError):
+        raise ConfigurationError(
+            "the URL of the database server cannot be read; write postgresql+psycopg://ROLE@HOST/DATABASE",
+            key="db",
+        ) from None
+    if url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise ConfigurationError(
+            f"{url.drivername!r} is not supported: name a file (SQLite), or postgresql+psycopg://ROLE@HOST/DATABASE",
+            key="db",
+        )
+    if url.password is not None or "password" in url.query:
+        raise ConfigurationError(
+            "the URL of the database contains a password, which others could read: take it out and set db_password: "
+            "${credential:db-password}",
+            key="db",
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def _hosts(url: sa.URL) -> list[str]:
+    said = url.query.get("host", ())
+    names = (said,) if isinstance(said, str) else said
+    return [
+        part.rpartition(":")[0] or part if part.count(":") == 1 else part
+        for name in (url.host or "", *names)
+        for part in name.split(",")
+        if part
+    ]
+
+
+def _is_here(host: str) -> bool:
+    if host.startswith(("/", "@")) or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_url(where: str) -> list[str]:
+    """Check how a database server is named.
+
+    Returns:
+        A sentence for each thing that makes the connection less secure.
+
+    Raises:
+        ConfigurationError: The setting cannot be used.
+    """
+    url = _url(where)
+    mode = url.query.get("sslmode", "")
+    if mode in _WEAK and not all(map(_is_here, _hosts(url))):
+        return [
+            f"db: sslmode={mode} lets whoever is on the way read and change what the database answers; leave sslmode out"
+        ]
+    return []
+
+
+def engine_for(
+    where: str, *, read_only: bool = False, role: Role = "command", login: Login | None = None
+) -> sa.Engine:
     """Return an engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
     if not is_sqlite(where):
-        return sa.create_engine(where, poolclass=NullPool)
+        return _server_engine(where, read_only=read_only, role=role, login=login or Login())
     mode = "?mode=ro" if read_only else ""
     # As a URI, because the path may have any characters.
     from urllib.parse import quote
@@ -45,3 +168,82 @@ def engine_for(where: str, *, read_only: bool = False) -> sa.Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> sa.Engine:
+    url = _url(where)
+    statement_ms = _STATEMENT_MS.get(role, _LIMIT_MS)
+    # The last limit gives the lock of a node that is frozen, or cut off, to the others.
+    options = (
+        f"-c statement_timeout={statement_ms} -c lock_timeout={_LIMIT_MS} "
+        f"-c idle_in_transaction_session_timeout={statement_ms and _LIMIT_MS} -c timezone=UTC "
+        "-c default_transaction_isolation=read\\ committed"
+    )
+    if read_only:
+        options += " -c default_transaction_read_only=on"
+    arguments: dict[str, Any] = {
+        "connect_timeout": 2,
+        "application_name": f"pvacms/{login.node}" if login.node else "pvacms",
+        "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 5000,
+    }  # fmt: skip
+    # A standby may not know yet what was committed, so it is not asked either.
+    arguments["target_session_attrs"] = "primary" if read_only else "read-write"
+    if not all(map(_is_here, _hosts(url))):
+        arguments["sslmode"] = "verify-full"
+    if login.tls_ca:
+        arguments["sslrootcert"] = login.tls_ca
+    elif arguments.get("sslmode") or str(url.query.get("sslmode", "")).startswith("verify"):
+        arguments["sslrootcert"] = _system_authorities()
+    arguments = {name: value for name, value in arguments.items() if name not in url.query}
+    more = url.query.get("options", "")
+    arguments["options"] = f"{options} {more}" if isinstance(more, str) and more else options
+    if login.password:
+        arguments["password"] = login.password.reveal()
+    return sa.create_engine(
+        url.difference_update_query(["options"]),
+        poolclass=NullPool,
+        connect_args=arguments,
+        hide_parameters=True,
+    )
+
+
+def _system_authorities() -> str:
+    import ssl
+
+    paths = (ssl.get_default_verify_paths().cafile, "/etc/ssl/certs/ca-certificates.crt")
+    return next((path for path in paths if path and os.path.isfile(path)), "system")  # noqa: PTH113
+
+
+def kind_of(error: BaseException) -> Literal["lost", "busy", "other"]:
+    """Say what an error of a database server is about.
+
+    Returns:
+        ``lost``: the connection or the server; ``busy``: the same may succeed a moment later; ``other``: what was asked.
+    """
+    if not isinstance(error, sa.exc.DBAPIError) or type(error.orig).__module__.startswith("sqlite3"):
+        return "other"
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        is_lost = isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
+        return "lost" if is_lost or error.connection_invalidated else "other"
+    if state in _LOST or state[:2] == "08":
+        return "lost"
+    return "busy" if state in _BUSY else "other"
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a connection that failed may succeed a moment later."""
+    text = str(getattr(error, "orig", None) or error)
+    return any(part in text for part in _PASSES)
+
+
+def reason(error: BaseException) -> str:
+    """Return why, in the database's words and with advice where there is any."""
+    original = getattr(error, "orig", None)
+    lines: Sequence[str] = str(original or error).splitlines() or [type(error).__name__]
+    if kind_of(error) != "lost":
+        return lines[0]
+    text = re.sub(r"\s+", " ", " ".join(lines)).strip()
+    text = re.sub(r"^connection failed: |\(Background on this error.*", "", text)[:400]
+    advice = [what for sign, what in _ADVICE if sign in text]
+    return "; ".join((text, *advice[:1]))

@@ -5,6 +5,7 @@ Source: SPVA specification 10.2; structures as in the reference of 2026.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -17,6 +18,8 @@ from appliance.certs.status import CertState
 from appliance.cms.dialect import is_sqlite
 from appliance.cms.issuing import Issuing
 from appliance.cms.lifecycle import Lifecycle
+from appliance.cms.model import utc
+from appliance.cms.nodes import Nodes
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import Counters
 from appliance.cms.store import Store
@@ -30,14 +33,26 @@ from appliance.server import SharedPV
 __all__ = ["Health"]
 
 _MAJOR: Final = 2
+_PROBE_S: Final = 2.0
+_TOLD_S: Final = 3600.0
+"""Seconds for which the health says that the database has lost something."""
+_CLOCK_S: Final = 5.0
+"""Seconds that the clocks of this host and of the database may differ."""
 
 
 class Health:
     """Checks the service and reports on two PVs."""
 
     def __init__(
-        self, store: Store, lifecycle: Lifecycle, issuing: Issuing, publisher: Publisher, counters: Counters
+        self,
+        store: Store,
+        lifecycle: Lifecycle,
+        issuing: Issuing,
+        publisher: Publisher,
+        counters: Counters,
+        nodes: Nodes | None = None,
     ) -> None:
+        self._nodes = nodes
         self._store = store
         self._lifecycle = lifecycle
         self._issuing = issuing
@@ -59,8 +74,8 @@ class Health:
         health = Value(HEALTH)
         health["value.choices"] = ("Not OK", "OK")
         health["display.description"] = "health of the certificate management service"
-        # There is no cluster. The C++ pvxcert reads both fields in any case; a single service is a cluster of one member.
-        health["cluster_mode"] = False
+        # The C++ pvxcert reads both fields in any case; a single service is a cluster of one member.
+        health["cluster_mode"] = store.database.is_server
         health["cluster_members"] = 1
         metrics = Value(METRICS)
         metrics["display.description"] = "Number of active (VALID) certificates"
@@ -78,20 +93,19 @@ class Health:
         """Check, and post the result."""
         now = self._lifecycle.clock()
         try:
-            by_state = await self._store.submit(_probe, trial=True)
-            self._states = Counter({CertState(state): number for state, number in by_state.items()})
-            problem = ""
+            problem = await self._probed()
         except ApplianceError as error:
             problem = str(error)
         db_ok = not problem and self._store.healthy and not self.damage
         if not db_ok and not problem:
-            problem = self.damage or "the database could not be written"
+            problem = self.damage or self._lost() or "the database could not be written"
         ca_valid = self._ca_valid(now)
         if not ca_valid:
             problem = problem or "the certificate authority is not valid now"
         self._lifecycle.catch_up_journal()
         if not problem and self._lifecycle.journal.missing:
             problem = "the revocation journal cannot be written"
+        problem = problem or self._of_the_server()
         problem = problem or self._lifecycle.journal.lost or self._gone() or self.backup
         problem = problem or next((said for look in self.others if (said := look())), "")
         self._ok = not problem
@@ -113,6 +127,7 @@ class Health:
                 "uptime_secs": uptime,
                 "cert_count": self._states.total(),
                 "last_check": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+                **self._members(),
             }
         )
         states = self._states
@@ -146,6 +161,66 @@ class Health:
             f"issuer {self._issuing.names.issuer_id}, {states.total()} certificates, "
             f"{states[CertState.PENDING_APPROVAL]} wait for approval" + ("" if self._ok else "; NOT OK")
         )
+
+    async def _probed(self) -> str:
+        """Read and write a little; return what is wrong."""
+        if self._store.database.state == "lost":
+            return self._lost()
+        probe = self._store.submit(_probe, trial=True)
+        if self._store.database.is_server:
+            # What is lost must be said before all that waits for it has been refused.
+            done, _ = await asyncio.wait((probe,), timeout=_PROBE_S)
+            if not done:
+                probe.cancel()
+                return self._lost() or "the database does not answer"
+        by_state = await probe
+        self._states = Counter({CertState(state): number for state, number in by_state.items()})
+        return ""
+
+    def _lost(self) -> str:
+        database = self._store.database
+        if database.state == "up":
+            return ""
+        return (
+            f"the database is lost since {utc(int(database.lost_since)):%Y-%m-%dT%H:%M:%SZ}: {database.why}"
+        )
+
+    def _of_the_server(self) -> str:
+        """Return what is wrong between this node and the database server, though it works."""
+        restored = self._store.restored_at
+        if restored and time.time() - restored < _TOLD_S:
+            return (
+                f"at {utc(int(restored)):%Y-%m-%dT%H:%M:%SZ} the database was older than before: what was issued shortly before may be "
+                "unknown, revocations and used tokens were recorded again"
+            )
+        if time.monotonic() - self._store.unreplicated_at < _TOLD_S:
+            return "a commit was not confirmed by the database's standby, so a fail-over may lose it; look at the standby"
+        off = 0.0 if self._nodes is None else self._nodes.clock_offset_s
+        if abs(off) > _CLOCK_S:
+            return f"this host's clock is {abs(off):.0f} s {'behind' if off > 0 else 'ahead of'} the database's; correct it"
+        return ""
+
+    def _members(self) -> dict[str, object]:
+        """Return what CERT:HEALTH says of the nodes."""
+        if self._nodes is None:
+            return {}
+        shown = []
+        for member in self._nodes.members:
+            parts = [int(part) for part in member.release.split(".")[:3] if part.isdecimal()]
+            major, minor, patch = (*parts, 0, 0, 0)[:3]
+            is_self = member.node == self._nodes.name
+            shown.append(
+                {
+                    "node_id": member.node_id,
+                    "version_major": major,
+                    "version_minor": minor,
+                    "version_patch": patch,
+                    "connected": self._store.database.state == "up" if is_self else member.is_alive,
+                    "name": member.node,
+                    "last_seen": f"{utc(member.seen_at):%Y-%m-%dT%H:%M:%SZ}",
+                }
+            )
+        return {"cluster_members": len(self._nodes.alive) or 1, "members": shown}
 
     def _ca_valid(self, now: datetime) -> bool:
         issuer = self._issuing.issuer

@@ -23,6 +23,7 @@ from appliance.authn.ratelimit import peer_key
 from appliance.certs.schedule import Schedule
 from appliance.certs.status import CertState, may_change
 from appliance.cms.clockwork import Clockwork
+from appliance.cms.feed import OthersRevocations
 from appliance.cms.inherit import (
     BARRED,
     Deliveries,
@@ -117,7 +118,10 @@ class Lifecycle:
         store.next_at = self._next_at
         self.waiting = WaitingRequests()
         self.deliveries = Deliveries()
-        self.revocations = Revocations(store, journal)
+        self.others = OthersRevocations(readers, journal, lambda: store.authorities)
+        self.revocations = Revocations(store, journal, heard=self._heard)
+        self.known_to: int | None = None
+        """Number of the last audit record that `load` knew of; None before it."""
         self.created = 0
         self.revoked = 0
         self.renewed = 0
@@ -140,12 +144,14 @@ class Lifecycle:
             doubt_undelivered(transaction)
             self._lapse_in_time(transaction)
             self.revocations.combine(transaction, now)
+            self.known_to = transaction.audit_head[0]
 
         self.store.run(job)
 
-    async def adopt(self) -> None:
-        """Read again what is watched, because a command beside this service may have changed it."""
-        self.memory.change_all()
+    def _heard(self) -> int | None:
+        if not self.store.database.is_server:
+            return None
+        return self.known_to if self.others.seq is None else self.others.seq
 
     # -- questions -----------------------------------------------------------------------------------
 
@@ -554,8 +560,8 @@ class Lifecycle:
 
     def _announce(self, record: CertRecord, seq: int = 0) -> None:
         """Take what was just committed, with the audit up to ``seq``, or what the clock has changed, and tell it."""
-        self.memory.put(record, seq)
-        self._tell(record)
+        if self.memory.put(record, seq):
+            self._tell(record)
 
     def _tell(self, record: CertRecord) -> None:
         for listener in self.listeners:
@@ -628,8 +634,7 @@ class Lifecycle:
             if record.state is CertState.REVOKED:
                 self._journal(record)
                 self.revoked += 1
-            self.memory.put(record, seq)
-            if known is None or known.state is not record.state:
+            if self.memory.put(record, seq) and (known is None or known.state is not record.state):
                 self._tell(record)
 
     async def settle(self) -> None:

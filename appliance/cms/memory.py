@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -31,7 +31,7 @@ Told = Callable[[int, CertRecord | None], None]
 class _Pinned:
     """What is known of a serial number that somebody watches."""
 
-    __slots__ = ("is_certain", "pins", "record", "was_read")
+    __slots__ = ("is_certain", "pins", "record", "seq", "was_read")
 
     def __init__(self) -> None:
         self.pins = 0
@@ -40,6 +40,8 @@ class _Pinned:
         """Whether ``record`` says what the database said once; None is then an answer too."""
         self.is_certain = False
         """Whether nothing is known to have changed it since."""
+        self.seq = 0
+        """Number of the last audit record that is known to be about it."""
 
 
 class _Reading:
@@ -97,13 +99,14 @@ class Memory:
         self._learned = learned
         self._told = told
         self._pinned: dict[int, _Pinned] = {}
-        self._others: OrderedDict[int, CertRecord] = OrderedDict()
+        self._others: OrderedDict[int, tuple[CertRecord, int]] = OrderedDict()
+        """Each with the number of the last audit record that is known to be about it."""
         self._reading: dict[int, _Reading] = {}
         self._wanted: list[int] = []
         self._failed: set[int] = set()
         """What is pinned and could not be read again."""
         self._passed = 0
-        """Number of the last audit record of a change that came from the database, and not from an own commit."""
+        """Number of the last audit record of a change that was not known from an own commit."""
         self.watched = Watched(self._pinned)
 
     # -- questions -----------------------------------------------------------------------------------
@@ -111,7 +114,10 @@ class Memory:
     def peek(self, serial: int) -> CertRecord | None:
         """Return what is known without asking the database. Any thread may call it."""
         row = self._pinned.get(serial)
-        return self._others.get(serial) if row is None else row.record
+        if row is not None:
+            return row.record
+        found = self._others.get(serial)
+        return None if found is None else found[0]
 
     def is_certain(self, serial: int) -> bool:
         """Whether `peek` says what the database said last, as far as is known: also that there is no such certificate."""
@@ -130,10 +136,10 @@ class Memory:
                 return row.record
             if row is None and serial in self._others:
                 self._others.move_to_end(serial)
-                return self._others[serial]
+                return self.peek(serial)
             found = await asyncio.shield(self._read(serial))
             if serial not in self._pinned:
-                return self._others.get(serial, found)
+                return self.peek(serial) or found
 
     # -- who watches ---------------------------------------------------------------------------------
 
@@ -142,10 +148,11 @@ class Memory:
         row = self._pinned.get(serial)
         if row is None:
             row = self._pinned[serial] = _Pinned()
-            row.record = self._others.pop(serial, None)
-            if row.record is not None:
+            found = self._others.pop(serial, None)
+            if found is not None:
+                row.record, row.seq = found
                 row.was_read = row.is_certain = True
-                self._learned(row.record)
+                self._learned(found[0])
         row.pins += 1
 
     def unpin(self, serial: int) -> None:
@@ -157,74 +164,90 @@ class Memory:
         del self._pinned[serial]
         self._failed.discard(serial)
         if row.record is not None and row.is_certain:
-            self._keep(row.record)
+            self._keep(row.record, row.seq)
 
     # -- changes -------------------------------------------------------------------------------------
 
-    def put(self, record: CertRecord, seq: int = 0) -> None:
+    def put(self, record: CertRecord, seq: int = 0) -> bool:
         """Take a certificate as this service has just committed it, or as its clock has changed it.
 
         Args:
             record: The certificate.
             seq: Number of the audit's last record in the commit; 0 if it is the clock's change.
+
+        Returns:
+            Whether it is told. If not, another node has changed it since, and that is told.
         """
         serial = record.serial
         row = self._pinned.get(serial)
-        takes_back = (
-            row is not None
-            and row.record is not None
-            and row.record.state is CertState.REVOKED
-            and record.state is not CertState.REVOKED
-        )
-        if takes_back or 0 < seq <= self._passed:
-            # Another node's change behind this commit has come before it: only the database says what holds.
-            self.change((serial,))
-            return
         reading = self._reading.get(serial)
         if reading is not None and seq:
             reading.is_outdated = True
         if row is None:
-            self._keep(record)
-            return
+            if not 0 < seq <= self._passed:
+                self._keep(record, seq)
+            return True
+        if 0 < seq < row.seq:
+            return False
+        if seq and row.record is not None and row.record.state is CertState.REVOKED is not record.state:
+            # Another node's change behind this commit was read before it: only the database says what holds.
+            self._read_again(serial, row)
+            return False
         row.record, row.was_read = record, True
         if seq:
-            row.is_certain = True
+            row.seq, row.is_certain = seq, True
             self._failed.discard(serial)
         self._learned(record)
+        return True
 
-    def change(self, serials: Iterable[int], seq: int = 0) -> None:
-        """Forget, or read again, what others have changed.
+    def change(self, changes: Mapping[int, int]) -> None:
+        """Forget, or read again, what was changed.
 
         Args:
-            serials: The changed certificates.
-            seq: Number of the audit's last record about them; 0 if it is not known.
+            changes: Serial numbers, with the number of the audit's last record about each. What an own commit has brought already
+                is passed over.
         """
-        self._passed = max(self._passed, seq)
-        for serial in serials:
-            reading = self._reading.get(serial)
-            if reading is not None:
-                reading.is_outdated = True
-            self._others.pop(serial, None)
+        for serial, seq in changes.items():
             row = self._pinned.get(serial)
             if row is not None:
-                row.is_certain = False
-                if row.was_read and reading is None:
-                    self._read(serial)
+                if seq <= row.seq:
+                    continue
+                row.seq = seq
+                self._read_again(serial, row)
+            else:
+                found = self._others.get(serial)
+                if found is not None and seq <= found[1]:
+                    continue
+                self._others.pop(serial, None)
+                reading = self._reading.get(serial)
+                if reading is not None:
+                    reading.is_outdated = True
+            self._passed = max(self._passed, seq)
+
+    def _read_again(self, serial: int, row: _Pinned) -> None:
+        row.is_certain = False
+        reading = self._reading.get(serial)
+        if reading is not None:
+            reading.is_outdated = True
+        elif row.was_read:
+            self._read(serial)
 
     def change_all(self) -> None:
         """Forget, or read again, everything: nobody knows what has changed."""
         self._others.clear()
         for reading in self._reading.values():
             reading.is_outdated = True
-        self.change(list(self._pinned))
+        for serial, row in self._pinned.items():
+            self._read_again(serial, row)
 
     def try_again(self) -> None:
         """Read what could not be read again, now that the database can be read."""
         failed, self._failed = self._failed, set()
-        self.change(failed)
+        for serial in failed:
+            self._read_again(serial, self._pinned[serial])
 
-    def _keep(self, record: CertRecord) -> None:
-        self._others[record.serial] = record
+    def _keep(self, record: CertRecord, seq: int = 0) -> None:
+        self._others[record.serial] = record, seq
         self._others.move_to_end(record.serial)
         if len(self._others) > _KEPT:
             self._others.popitem(last=False)

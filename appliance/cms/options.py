@@ -195,6 +195,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         metavar="FILE",
     ),
     Option(
+        ("node",),
+        ("--node",),
+        ("EPICS_PVACMS_NODE",),
+        "name of this node among those that share a database server (the host's name)",
+        metavar="NAME",
+    ),
+    Option(
         ("tls_keychain",),
         ("-p", "--pvacms-keychain"),
         (),
@@ -378,7 +385,7 @@ JWT_FLAGS: Final = {
     "--jwt-trusted-uri": "EPICS_AUTH_JWT_TRUSTED_URI",
     "--jwt-use-response-code": "EPICS_AUTH_JWT_USE_RESPONSE_CODE",
 }
-_ALONE: Final = "this service works alone, without a cluster"
+_ALONE: Final = "nodes meet in the database that they share"
 NO_EFFECT: Final = {
     "--monitor-interval-min": (
         "EPICS_PVACMS_MONITOR_INTERVAL_MIN",
@@ -426,7 +433,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             help=f"accepted for the reference's sake; no effect: {why}",
         )
     parser.add_argument(
-        "--cluster-mode", dest="o_cluster_mode", action="store_true", help="refused: this service works alone"
+        "--cluster-mode",
+        dest="o_cluster_mode",
+        action="store_true",
+        help="say that several nodes share the database; refused if db is a file",
     )
 
 

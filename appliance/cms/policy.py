@@ -36,7 +36,15 @@ _WHAT_TO_DO: Final = {
     CertState.PENDING_APPROVAL: "an administrator has to approve it; until then connect without it",
 }
 """What its holder can do about a certificate that is not VALID; for the other states another certificate is needed."""
+_FINAL: Final = (CertState.REVOKED, CertState.EXPIRED)
 _GOOD: Final = Verdict(StatusClass.GOOD)
+_NOT_NOW: Final = Verdict(
+    StatusClass.UNKNOWN, "the state of your certificate is not known at the moment; try again"
+)
+_NOT_HERE: Final = Verdict(
+    StatusClass.BAD,
+    "the state of your certificate cannot be known, because this node of the certificate service has lost its database; use another node",
+)
 _LAST_WORDS_S: Final = 0.02
 
 
@@ -208,6 +216,10 @@ class CertificateGate(PeerGate):
         self._issuers = issuers
         self._exempt = exempt
         self._status_required = status_required
+        self.is_fresh: Callable[[], bool] = lambda: True
+        """Whether no certificate can have been changed elsewhere without notice."""
+        self.gives_up: Callable[[], bool] = lambda: False
+        """Whether it has not been fresh for so long that it is not waited for any more."""
         self._watchers: dict[int, dict[int, tuple[str, Callable[[Verdict], None]]]] = {}
         self._next = 0
         self._tasks: set[object] = set()
@@ -247,8 +259,13 @@ class CertificateGate(PeerGate):
             if not watchers:
                 del self._watchers[serial]
 
-        if memory.is_certain(serial):
-            verdict(self._judge(memory.peek(serial), credentials.issuer_id))
+        known = memory.peek(serial)
+        if known is not None and self._lifecycle.state(known) in _FINAL:
+            verdict(self._judge(known, credentials.issuer_id))
+        elif not self.is_fresh():
+            verdict(_NOT_HERE if self.gives_up() else _NOT_NOW)
+        elif memory.is_certain(serial):
+            verdict(self._judge(known, credentials.issuer_id))
         else:
             task = asyncio.get_running_loop().create_task(self._ask(serial, token))
             self._tasks.add(task)
@@ -262,9 +279,7 @@ class CertificateGate(PeerGate):
             record = await self._lifecycle.find(serial)
         except ApplianceError as error:
             _log.warning("a client's certificate cannot be looked up: %s", error)
-            failure = Verdict(
-                StatusClass.UNKNOWN, "the state of your certificate is not known at the moment; try again"
-            )
+            failure = _NOT_NOW
         watcher = self._watchers.get(serial, {}).get(token)
         if watcher is not None:
             issuer, verdict = watcher

@@ -7,6 +7,10 @@ somebody asks again.
 GOOD is never signed beyond the next time at which the certificate ceases to be VALID. So a peer that ignores the word of a
 suspended state doubts the certificate nevertheless, when the signature ends. What is not signed, such as the hint that a
 renewal is due, is published beside the signature that exists already.
+
+With a database server, other nodes change certificates too. So a status is signed only while this node is sure that it knows
+of every change (`Publisher.is_fresh`); UNKNOWN is signed only after the database has said that there is no such certificate.
+What was signed before serves until it ends. Then the channel is closed, so that the client finds another node.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.renewal import RENEWABLE
 from appliance.cms.transaction import CertRecord
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, DatabaseLost, RequestRefused
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
@@ -73,6 +77,16 @@ class Signed(NamedTuple):
     revoked: datetime | None
     refresh_at: float
     """POSIX time at which it is signed again or forgotten."""
+
+
+class CannotKnow(RequestRefused):
+    """This node cannot know the state of a certificate at the moment."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the state of the certificate cannot be known at the moment: this node of the certificate service has lost its database; "
+            "ask another node, or again in a moment"
+        )
 
 
 class StatusPV(Handler):
@@ -117,6 +131,12 @@ class StatusPV(Handler):
     def is_awaited(self) -> bool:
         """Whether anybody still wants the answer."""
         return any(asks.alive for asks, _ in self.waiting)
+
+    def close(self) -> None:
+        """Close all channels: the clients search again, for a node that can answer."""
+        for channel in list(self.channels):
+            channel.close()
+        self.drop()
 
     def answer_all(self, error: ApplianceError | None) -> None:
         """Call back all who wait."""
@@ -206,6 +226,9 @@ class StatusPV(Handler):
         def begin(error: ApplianceError | None) -> None:
             if not subscription.alive:
                 return
+            if isinstance(error, (CannotKnow, DatabaseLost)):
+                subscription.channel.close()
+                return
             if error is not None or self.store is None:
                 subscription.finish()
                 return
@@ -291,10 +314,14 @@ class Publisher:
         self.validity = validity
         self.signed = 0
         self.on_put: PutHandler = _refuse_put
+        self.is_fresh: Callable[[], bool] = lambda: True
+        """Whether no certificate can have been changed elsewhere without notice."""
+        self.gives_up: Callable[[], bool] = lambda: False
+        """Whether it has not been fresh for so long that it is not waited for any more."""
         self._signer = signer
         self._always_valid = always_valid
         self._template = status_template().store
-        self._template[STATUS.offsets["pvacms_node_id"]] = node
+        self.node = node
         self._pvs: dict[int, StatusPV] = {}
         """Those that have a channel, and those that are kept."""
         self._kept: OrderedDict[int, StatusPV] = OrderedDict()
@@ -305,6 +332,15 @@ class Publisher:
         """What to ask the database, by the requester's address."""
         lifecycle.listeners.append(self._changed)
         lifecycle.vanished.append(self._vanished)
+
+    @property
+    def node(self) -> str:
+        """What the answers call the node that signed them."""
+        return str(self._template[STATUS.offsets["pvacms_node_id"]])
+
+    @node.setter
+    def node(self, name: str) -> None:
+        self._template[STATUS.offsets["pvacms_node_id"]] = name
 
     def pv(self, serial: int) -> StatusPV:
         """Return the PV of a certificate, also for a certificate that does not exist."""
@@ -339,7 +375,7 @@ class Publisher:
         record = self._peek(serial)
         if record is not None and self.lifecycle.state(record) in _FINAL:
             return True
-        return serial in self._always_valid or self.lifecycle.memory.is_certain(serial)
+        return serial in self._always_valid or (self.is_fresh() and self.lifecycle.memory.is_certain(serial))
 
     def provide(self, pv: StatusPV, asks: str) -> None:
         """Make a PV's answer, at once if its certificate is in memory, else after the database has answered.
@@ -350,6 +386,9 @@ class Publisher:
         self._watch(pv)
         if self._knows(pv.serial):
             self._publish(pv, self._peek(pv.serial))
+        elif not self.is_fresh():
+            pv.answer_all(CannotKnow())
+            self.rest(pv)
         else:
             self._have_fetched(pv, asks)
 
@@ -387,6 +426,8 @@ class Publisher:
         try:
             record = await self.lifecycle.find(pv.serial)
             if pv.is_watched:
+                if not self.is_fresh() and not self._knows(pv.serial):
+                    raise CannotKnow
                 self._publish(pv, self._mine(record))
         except ApplianceError as error:
             failure = error
@@ -419,11 +460,13 @@ class Publisher:
             return
         if self._knows(record.serial):
             self._publish(pv, record)
+        elif self.is_fresh():
+            self._have_fetched(pv)
 
     def _vanished(self, serial: int) -> None:
         pv = self._pvs.get(serial)
         if pv is not None and pv.store is not None:
-            self._publish(pv, None)
+            self._renew(pv)
 
     def _renew(self, pv: StatusPV) -> None:
         """Sign again for those who subscribe, from what is known now."""
@@ -554,7 +597,9 @@ class Publisher:
             if pv is None or pv.store is None or pv.signed is None or pv.signed.refresh_at > now:
                 continue  # a later answer has its own entry
             done += 1
-            if not pv.subscriptions:
+            if not self.is_fresh() and not self._knows(serial):
+                self._hold_out(pv, pv.signed, now)
+            elif not pv.subscriptions:
                 pv.drop()
             else:
                 try:
@@ -566,11 +611,21 @@ class Publisher:
                 break
         return done
 
+    def _hold_out(self, pv: StatusPV, signed: Signed, now: float) -> None:
+        """Serve what was signed while nothing can be signed: until it ends, or until nothing is to be waited for."""
+        end = signed.next_update.timestamp()
+        if now >= end or self.gives_up():
+            pv.close()
+        else:
+            self._refresh_at(pv, min(now + _AGAIN_S, end))
+
     def step_back(self) -> None:
         """Forget all answers after the clock was set back, because they seem to come from the future."""
         for pv in list(self._pvs.values()):
             if pv.store is None:
                 continue
+            if not self.is_fresh() and not self._knows(pv.serial):
+                continue  # it ends when its time is over, by the clock as it is now
             if pv.subscriptions:
                 self._renew(pv)
             else:

@@ -401,6 +401,10 @@ class CMSSource(Source):
     def __init__(self, names: Names, publishers: Iterable[Publisher]) -> None:
         self.names_ = names
         self.pvs: dict[str, Handler] = {}
+        self.is_able: Callable[[], bool] = lambda: True
+        """Whether this node has its database. Without it other nodes are found for what only the database knows."""
+        self.without_database: frozenset[str] = frozenset()
+        """Names that are answered for in any case."""
         self._publishers = {publisher.issuer: publisher for publisher in publishers}
 
     def add(self, handler: Handler, *names: str) -> None:
@@ -409,8 +413,10 @@ class CMSSource(Source):
             self.pvs[name] = handler
 
     def claims(self, name: str, host: str) -> bool:
-        """Whether the name is one of ours."""
-        return name in self.pvs or self.names_.serial_of(name) is not None
+        """Whether the name is one of ours, and can be answered for."""
+        if name in self.without_database:
+            return True
+        return (name in self.pvs or self.names_.serial_of(name) is not None) and self.is_able()
 
     def open(self, name: str, peer: Credentials) -> Handler | None:
         """Return the PV."""

@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from appliance.cms import schema
-from appliance.cms.dialect import engine_for
+from appliance.cms.database import Database
+from appliance.cms.dialect import Role, kind_of, reason
 from appliance.cms.model import check_row, damaged
 from appliance.cms.transaction import (
     _COLUMNS,
@@ -27,7 +28,7 @@ from appliance.cms.transaction import (
     _record,
     as_it_ends,
 )
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, DatabaseLost
 
 __all__ = ["Readers", "records_of"]
 
@@ -50,22 +51,24 @@ class Readers:
     """Two reading threads, which begin with the first question.
 
     Args:
-        where: The database: a file, or the URL of a server.
+        database: Gives the connections.
         fault: Says why the database must not be opened at present; None if it may be. A connection that is open already reads
             what it has read before: a file that was removed holds all that was ever committed to it.
     """
 
-    def __init__(self, where: str, *, fault: Callable[[], ApplianceError | None] = lambda: None) -> None:
-        self._engine = engine_for(where, read_only=True)
+    def __init__(
+        self, database: Database, *, fault: Callable[[], ApplianceError | None] = lambda: None
+    ) -> None:
+        self._database = database
         self._fault = fault
-        self._quick = _Thread("reader", self._connect)
-        self._slow = _Thread("lister", self._connect)
+        self._quick = _Thread(database, "reader", self._connect)
+        self._slow = _Thread(database, "list", self._connect)
 
-    def _connect(self) -> sa.Connection:
+    def _connect(self, role: Role) -> sa.Connection:
         fault = self._fault()
         if fault is not None:
             raise fault
-        return self._engine.connect()
+        return self._database.connect(role, read_only=True)
 
     def start(self) -> None:
         """Connect now, and not with the first question."""
@@ -83,6 +86,7 @@ class Readers:
 
         Raises:
             StoreError: The database could not be read.
+            DatabaseLost: Its server cannot be reached.
         """
         return self._quick.ask(job)
 
@@ -94,14 +98,14 @@ class Readers:
         """Answer what was asked, and close the connections."""
         self._quick.close()
         self._slow.close()
-        self._engine.dispose()
 
 
 class _Thread:
     """One thread and its connection, which is made anew after a failure."""
 
-    def __init__(self, name: str, connect: Callable[[], sa.Connection]) -> None:
-        self._name = name
+    def __init__(self, database: Database, role: Role, connect: Callable[[Role], sa.Connection]) -> None:
+        self._database = database
+        self._role = role
         self._connect = connect
         self._queue: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -116,7 +120,7 @@ class _Thread:
 
     def start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread = threading.Thread(target=self._work, name=self._role, daemon=True)
             self._thread.start()
 
     def close(self) -> None:
@@ -129,7 +133,7 @@ class _Thread:
         with contextlib.suppress(
             sa.exc.SQLAlchemyError, ApplianceError
         ):  # the first question says what is wrong
-            self._connection = self._connect()
+            self._connection = self._connect(self._role)
         last = False
         while not last:
             asked = [self._queue.get()]
@@ -149,25 +153,32 @@ class _Thread:
     ) -> list[tuple[Any, ApplianceError | None]]:
         try:
             if self._connection is None:
-                self._connection = self._connect()
+                self._connection = self._connect(self._role)
             with self._connection.begin():
                 answers = [_answer(job, self._connection) for job in jobs]
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must know
+            was_open = self._connection is not None
             self._forget()
+            if was_open and kind_of(error) == "lost":
+                # It may have ended long ago, with the server as it was then.
+                return self._answers(jobs)
+            if self._database.is_server and (isinstance(error, DatabaseLost) or kind_of(error) == "lost"):
+                self._database.failed(error)
+                why = f"the certificate database cannot be reached: {reason(error)}"
+                return [(None, error if isinstance(error, DatabaseLost) else DatabaseLost(why))] * len(jobs)
             if len(jobs) > 1:
                 # One of them is the cause, or the database. Each is asked alone, so that none fails because of another.
                 return [self._answers((job,))[0] for job in jobs]
             if isinstance(error, ApplianceError):
                 return [(None, error)]
-            why = str(getattr(error, "orig", None) or error).partition("\n")[0]
-            failure = StoreError(f"the certificate database cannot be read: {why}")
+            failure = StoreError(f"the certificate database cannot be read: {reason(error)}")
             failure.__cause__ = error
             return [(None, failure)]
         return answers
 
     def _forget(self) -> None:
         if self._connection is not None:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
+            with contextlib.suppress(Exception):
                 self._connection.close()
             self._connection = None
 

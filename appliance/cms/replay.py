@@ -196,6 +196,21 @@ class StoredReplay:
             )
         journal.write(uses)
 
+    def make_good(self, transaction: Transaction, now: float) -> None:
+        """Record again what a database has lost while the service ran; tokens of before are void.
+
+        Args:
+            transaction: The transaction, in the database's thread.
+            now: The present time (POSIX seconds).
+        """
+        connection = transaction.connection
+        unnamed = {"node": self._store.node, "key_id": "", "usage": "", "used_at": 0}
+        uses = [use._asdict() | unnamed for use in self._journal.read() or ()]
+        if uses:
+            connection.execute(_USE, uses)
+        # Nobody knows what other nodes have used.
+        set_number(connection, VOID, int(now))
+
     async def use(
         self,
         issuer: str,

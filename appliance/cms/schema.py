@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -29,7 +30,7 @@ __all__ = [
     "audit",
     "authorities",
     "certs",
-    "is_current",
+    "is_usable",
     "limits",
     "meta",
     "migrate",
@@ -41,6 +42,7 @@ HEAD: Final = "0004"
 """The revision that this code needs: the last file in ``migrations/versions``."""
 
 metadata: Final = MetaData()
+_log: Final = logging.getLogger(__name__)
 
 
 def where(condition: ColumnElement[bool]) -> dict[str, Any]:
@@ -197,19 +199,33 @@ def migrate(connection: Connection, *, where: str) -> bool:
     if found == HEAD:
         return False
     if found is not None and not (found.isdecimal() and found < HEAD):
-        raise ConfigurationError(
-            f"{where} has the schema version {found!r}, but this program knows versions up to {HEAD}; "
-            "a later version of pvacms wrote it: use that one"
+        if not _permits(connection, found):
+            raise ConfigurationError(
+                f"the database {where} has the schema version {found!r}, which needs a later pvacms: this one knows versions up "
+                f"to {HEAD}; use that one"
+            )
+        _log.warning(
+            "the database %s has the schema version %r of a later pvacms, which this one may still use",
+            where,
+            found,
         )
+        return False
     _upgrade(connection)
     return found is None
 
 
-def is_current(connection: Connection) -> bool:
-    """Whether the database has the revision `HEAD`."""
+def _permits(connection: Connection, found: str) -> bool:
+    """Whether a later schema says that programs of this one may still work."""
+    oldest = known(connection, "schema_oldest")
+    return found.isdecimal() and found > HEAD and bool(oldest) and oldest <= HEAD
+
+
+def is_usable(connection: Connection) -> bool:
+    """Whether the database has the revision `HEAD`, or a later one that permits this program."""
     if "alembic_version" not in inspect(connection).get_table_names():
         return False
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == HEAD
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() or ""
+    return found == HEAD or _permits(connection, found)
 
 
 def _upgrade(connection: Connection) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
@@ -14,17 +17,20 @@ from appliance.certs.crossed import sent_beside
 from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import authority_name, serial_number
+from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
 from appliance.cms.authorities import Authority, Held
 from appliance.cms.config import CMSConfig, CMSSettings
 from appliance.cms.default_acf import add_administrator, ensure_acf
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import Login, is_sqlite
+from appliance.cms.feed import Feed
 from appliance.cms.health import Health
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
+from appliance.cms.model import SERVICE, posix
+from appliance.cms.nodes import Nodes
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher, Successor
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -48,6 +54,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -61,8 +68,18 @@ if TYPE_CHECKING:
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
-_AT_START: Final = ("db", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate", "former_authorities")
-"""Settings that matter only at a start."""
+_SURE_S: Final = 2.0
+"""Seconds for which a node must have had its database again before it answers searches."""
+_GIVES_UP_S: Final = 10.0
+"""Seconds without the database after which clients are sent to other nodes."""
+_AWAY_AT_ONCE: Final = 200
+_AWAY_PAUSE_S: Final = 0.1
+"""How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
+_FIXED: Final = (
+    "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate",
+    "former_authorities",
+)  # fmt: skip
+"""Settings that only a start reads."""
 
 
 class CertificateService:
@@ -78,9 +95,12 @@ class CertificateService:
         tokens: TokenJournal,
         clock: Callable[[], datetime],
         *,
+        nodes: Nodes | None = None,
         held: Held = Held(),  # noqa: B008 - immutable
     ) -> None:
         self.settings = settings
+        self.nodes = nodes
+        """This node among those that share the database; None with an embedded database."""
         self.server_config = server_config
         self.authority = authority
         self.held = held
@@ -96,11 +116,21 @@ class CertificateService:
             metrics=settings.metrics_pv_prefix,
             former=tuple(former.issuer_id for former in held.former),
         )
-        self.readers = Readers(settings.db, fault=store._lost)
+        self.readers = Readers(store.database, fault=store._lost)
         self.lifecycle = Lifecycle(
             store, journal, clock, self.readers, pending_s=settings.pending_approval_ends.seconds
         )
-        self.limits = None if is_sqlite(settings.db) else SharedLimits(engine_for(settings.db).connect)
+        memory = self.lifecycle.memory
+        self.feed = Feed(store.database)
+        self.feed.on_change, self.feed.on_all = memory.change, memory.change_all
+        self.feed.on_ends, self.feed.on_look = self.lifecycle.others.take, self._looked
+        self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
+        self.feed.on_restored = self._restored
+        if nodes is not None:
+            self.lifecycle.sweep.rank = lambda: nodes.rank
+        self.limits = (
+            None if is_sqlite(settings.db) else SharedLimits(partial(store.database.connect, "limits"))
+        )
         self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
@@ -122,7 +152,15 @@ class CertificateService:
         )
         self.issuing.proven_organizations = self._proven_organizations
         self.issuing.own_keys = self._own_keys
-        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters)
+        self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
+        self.health.others.append(self._unseen)
+        self.health.numbers["certs_watched"] = lambda: len(memory.watched)
+        self.health.numbers["feed_lag_ms"] = lambda: int(self.feed.age_s() * 1000) if self.server else 0
+        self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
+        for publisher in self.publishers:
+            publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
+        self._was_able = True
+        self._sending_away: asyncio.Task[None] | None = None
         beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
         self.upkeep = Upkeep(
             settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
@@ -135,6 +173,23 @@ class CertificateService:
         self.create: CreatePV | None = None
         self.own_keychain: Keychain | None = None
         self._own_key: tuple[Keychain, frozenset[str]] | None = None
+
+        store.restored = self._make_good
+        store.on_restored = self.lifecycle.memory.change_all
+
+    def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
+        """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
+        now = self.clock()
+        self.lifecycle.revocations.combine(transaction, posix(now))
+        self.replay.make_good(transaction, now.timestamp())
+        facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
+        transaction.audit(posix(now), "restored", None, facts)
+        _log.warning(
+            "the database %s is older than before, or another history of it: revocations and used tokens were recorded again, and "
+            "tokens that were issued before now are refused",
+            self.store.database.name,
+            extra={"event": "database-restored"},
+        )
 
     def _publisher(self, authority: Authority) -> Publisher:
         issuer = authority.issuer
@@ -170,13 +225,19 @@ class CertificateService:
             SecurityError: A keychain is not trustworthy.
         """
         settings = effective.settings
-        if is_sqlite(settings.db):
-            make_directory(settings.db)
+        is_file = is_sqlite(settings.db)
+        side = settings.db if is_file else effective.server.data_file("certs.db")
+        make_directory(side)
+        if is_file:
             check_not_lost(settings.db)
-        lock = Store(settings.db, "")
+        # A command has no part in the life of the nodes.
+        node = "" if is_file or beside else settings.node or socket.gethostname()[:64]
+        login = None if is_file else Login(settings.db_password, settings.db_tls_ca, node)
+        lock = Store(settings.db, "", login=login, side="" if is_file else side, wait_s=settings.db_wait_s)
         # The lock first: two services that start together must not both make an authority.
         lock.open(beside=beside)
         authority = None
+        nodes: Nodes | None = None
         try:
             if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
@@ -188,17 +249,21 @@ class CertificateService:
             self_test(authority, clock())
             lock.issuer = authority.issuer_id
             held = hold(lock, settings, authority, clock())
-            side = settings.db if is_sqlite(settings.db) else effective.server.data_file("certs.db")
-            make_directory(side)
             kind = OthersJournal if lock.beside else Journal
             journal = kind(side + JOURNAL, authority.issuer_id, lock.authorities)
             tokens = TokenJournal(side + ".tokens")
+            if node:
+                nodes = Nodes(lock)
+                nodes.enter()
+                nodes.start()
         except BaseException:
             if authority is not None:
                 authority.issuer.signer.close()
             lock.close()
             raise
-        service = cls(settings, effective.server, authority, lock, journal, tokens, clock, held=held)
+        service = cls(
+            settings, effective.server, authority, lock, journal, tokens, clock, nodes=nodes, held=held
+        )
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -239,6 +304,7 @@ class CertificateService:
             )
         self.store.start()
         self.readers.start()
+        await self.feed.start(self.lifecycle.known_to)
         self.issuing.tokens = self._tokens(settings)
         gate = CertificateGate(
             self.lifecycle,
@@ -246,6 +312,7 @@ class CertificateService:
             self._authorities.__contains__,
             self._status_is_required,
         )
+        gate.is_fresh, gate.gives_up = self.feed.is_fresh, self._gives_up
         server = Server(
             self.server_config,
             policy=self.policy,
@@ -266,7 +333,8 @@ class CertificateService:
         )
         issuer = self.authority.issuer
         names, bundle = self.names, self.held.bundle
-        source = CMSSource(names, self.publishers)
+        source = self._source = CMSSource(names, self.publishers)
+        source.is_able = self.is_able
         source.add(self.create, *names.create)
         source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
         source.add(
@@ -280,6 +348,7 @@ class CertificateService:
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
+        source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         server.add_source("cms", source)
         self.health.others.append(lambda: self.authority.issuer.signer.trouble)
         self.health.others.append(lambda: self.token_journal.lost)
@@ -295,9 +364,24 @@ class CertificateService:
         await self.health.check()
         await server.start()
         self.server = server
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Tell the other nodes what peers call this one, and where it is."""
+        certificate = None if self.own_keychain is None else self.own_keychain.certificate
+        if certificate is None:
+            return
+        node_id = subject_key_identifier(certificate).hex()[:8]
+        for publisher in self.publishers:
+            publisher.node = f"{publisher.issuer}:{node_id}"
+        if self.nodes is not None and self.server is not None:
+            self.nodes.node_id = node_id
+            self.nodes.address = f"{socket.gethostname()}:{self.server.tls_port}"
 
     async def stop(self) -> None:
         """Finish what was begun and close."""
+        if self._sending_away is not None:
+            self._sending_away.cancel()
         if self.server is not None:
             await self.server.stop()
             for publisher in self.publishers:
@@ -311,12 +395,27 @@ class CertificateService:
 
     def close(self) -> None:
         """Close the database, and let go of the authority's key."""
+        if self.nodes is not None:
+            self.nodes.stop()
+        self.feed.close()
         for authority in (self.authority, *self.held.former):
             authority.issuer.signer.close()
         self.store.close()
         self.readers.close()
         self.journal.close()
         self.token_journal.close()
+
+    def _looked(self) -> None:
+        """Do what waits for a database that can be read."""
+        self.lifecycle.memory.try_again()
+        self.lifecycle.others.go_on()
+        if self.nodes is not None:
+            self.nodes.seq = self.feed.seq
+
+    async def _restored(self, _seq: int, _hash: str) -> None:
+        """Have the database completed with what this service knows, because it has another history than before."""
+        self.store.look_back()
+        await self.store.submit(lambda _transaction: None, patient=True)
 
     async def reload(self, effective: CMSConfig) -> None:
         """Start to use a new configuration and the access security file: all of it or nothing.
@@ -328,10 +427,9 @@ class CertificateService:
         """
         settings = effective.settings
         acf = read_acf(self.settings.acf)
-        if any(getattr(settings, key) != getattr(self.settings, key) for key in _AT_START):
-            raise ConfigurationError(
-                f"{', '.join(_AT_START)} cannot change while the service runs; restart it"
-            )
+        changed = [key for key in _FIXED if getattr(settings, key) != getattr(self.settings, key)]
+        if changed:
+            raise ConfigurationError(f"{', '.join(changed)} cannot change while the service runs; restart it")
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
             _log.warning("%s", warning)
         assert self.policy is not None
@@ -345,7 +443,7 @@ class CertificateService:
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
         self._reserve()
-        await self.lifecycle.adopt()
+        self.feed.look()
         self.issuing.rules = settings.rules()
         self.lifecycle.wait_for_approval(settings.pending_approval_ends.seconds)
         for publisher in self.publishers:
@@ -358,6 +456,7 @@ class CertificateService:
 
     def tick(self) -> bool:
         """Do everything that is due; return whether there is more."""
+        self._look_after_clients()
         return bool(self.lifecycle.tick()) | bool(sum(publisher.tick() for publisher in self.publishers))
 
     def pause(self, longest_s: float) -> float:
@@ -370,6 +469,60 @@ class CertificateService:
         ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
 
+    # -- with a database server ----------------------------------------------------------------------
+
+    def is_able(self) -> bool:
+        """Whether this node can answer what only the database knows, and will in a moment too."""
+        return self.feed.fresh_for_s() >= _SURE_S
+
+    def _unseen(self) -> str:
+        """Return for how long nothing of what other nodes do has been seen, if that is too long."""
+        if self.server is None or self.feed.is_fresh():
+            return ""
+        return "what other nodes have done is not known, so no status is signed that they could have changed"
+
+    def _gives_up(self) -> bool:
+        return self.feed.age_s() >= _GIVES_UP_S
+
+    def _look_after_clients(self) -> None:
+        """Send clients to other nodes while this one has no database, and say when it has it again."""
+        able, server = self.is_able(), self.server
+        if server is None or (able and self._was_able):
+            return
+        if able:
+            server.change_count += 1
+            if server._announcer is not None:
+                server._announcer.hurry()
+        elif (
+            self._gives_up() and self._sending_away is None and not self.feed.is_fresh() and self.has_others()
+        ):
+            self._sending_away = asyncio.get_running_loop().create_task(self._send_away(server))
+        self._was_able = able
+
+    def has_others(self) -> bool:
+        """Whether other nodes lived when the database was seen last."""
+        return self.nodes is not None and len(self.nodes.alive) > 1
+
+    async def _send_away(self, server: Server) -> None:
+        """Close the channels of PVs that need the database: the clients search, and find another node."""
+        try:
+            channels = [
+                channel for channel in server.channels() if channel.name not in self._source.without_database
+            ]
+            if channels:
+                _log.warning(
+                    "the database is lost, so %d channels are closed: their clients find another node",
+                    len(channels),
+                    extra={"event": "clients-sent-away"},
+                )
+            while channels and not self.feed.is_fresh():
+                for channel in channels[-_AWAY_AT_ONCE:]:
+                    channel.close()
+                del channels[-_AWAY_AT_ONCE:]
+                await asyncio.sleep(_AWAY_PAUSE_S)
+        finally:
+            self._sending_away = None
+
     async def renew(self) -> None:
         """Replace the service's own certificate before it expires. Existing connections stay up."""
         keychain, server = self.own_keychain, self.server
@@ -378,6 +531,7 @@ class CertificateService:
         try:
             self.own_keychain = await renew_own_keychain(self.settings, self.server_config, self.issuing)
             await server.set_tls(self._tls())
+            self._introduce()
         except ApplianceError as error:
             _log.error("the service's own certificate cannot be renewed: %s", error)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -62,6 +62,7 @@ from appliance.cms.authorities import (
     check_belongs,
     end_of,
     introduce,
+    left_of,
 )
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.issuing import Issuing, new_serial
@@ -76,7 +77,7 @@ from appliance.cms.model import (
     utc,
 )
 from appliance.cms.schema import certs
-from appliance.cms.signing import open_token
+from appliance.cms.signing import open_signer
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.config.files import (
@@ -235,7 +236,7 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
         chain = chain_above(found[0], found[1:]) if found else ()
     except SecurityError as error:
         raise ConfigurationError(f"the authority's certificate: {error}", file=path) from error
-    signer = open_token(
+    signer = open_signer(
         settings.ca_key, settings.ca_key_pin, public_key=public_key(found[0]) if found else None
     )
     try:
@@ -272,11 +273,15 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
             former.append(held._replace(ends=ends))
         _check_former(authority, former)
 
-        def job(transaction: Transaction) -> dict[str, KnownAuthority]:
+        def job(transaction: Transaction) -> tuple[dict[str, KnownAuthority], dict[str, int]]:
             check_belongs(transaction, authority)
-            return introduce(transaction, (authority, *former), now, present=authority.issuer_id)
+            known = introduce(transaction, (authority, *former), now, present=authority.issuer_id)
+            # One that was introduced and has not issued anything is left out.
+            return known, {
+                ident: left_of(transaction, ident) for ident in known if ident != authority.issuer_id
+            }
 
-        known = store.run(job)
+        known, left = store.run(job)
     except BaseException:
         for held in former:
             held.issuer.signer.close()
@@ -287,8 +292,24 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
         if each not in alive:
             each.issuer.signer.close()
             say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
+    _tell_of_former(known, left, {each.issuer_id for each in former}, now)
     since = utc(known[authority.issuer_id].since)
     return Held(alive, bundle(authority.root, known.values(), now), since)
+
+
+def _tell_of_former(
+    known: Mapping[str, KnownAuthority], left: Mapping[str, int], held: Collection[str], now: datetime
+) -> None:
+    """Say how many certificates of former authorities still live, if that needs somebody's attention."""
+    for ident, number in left.items():
+        ends = known[ident].ends
+        if not number or (ends is not None and ends <= posix(now)):
+            continue
+        of = f"{number} certificates of the former authority {ident} {known[ident].name} are in use"
+        if ident not in held:
+            say(f"Warning: {of}, and this service has not its key: nobody learns their status from it")
+        elif ends is not None and utc(ends) - now < 30 * _DAY:
+            say(f"Warning: {of}, and it ends at {shown_time(utc(ends))}")
 
 
 def _check_former(authority: Authority, former: Sequence[Authority]) -> None:

@@ -8,15 +8,19 @@ from functools import cache
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from appliance.certs.signer import Signer
+from appliance.certs.signer import KeySigner, Signer
+from appliance.certs.x509 import UNREADABLE
 from appliance.cms.pkcs11 import TokenSigner
+from appliance.config.files import read_private
 from appliance.config.pkcs11_uri import PKCS11URI, parse_pkcs11_uri
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 
-__all__ = ["check_key_settings", "open_token", "signed", "try_pin"]
+__all__ = ["check_key_settings", "open_signer", "signed", "try_pin"]
 
+_MOST_OF_A_KEY: Final = 1 << 16
 _AT_ONCE: Final = 4
 """Signatures of a slow signer that are waited for at a time. The others wait for a thread."""
 
@@ -37,12 +41,14 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_AT_ONCE, "signing")
 
 
-def check_key_settings(ca_key: str, pin: Secret) -> PKCS11URI:
-    """Return what ``ca_key`` asks for.
+def check_key_settings(ca_key: str, pin: Secret) -> PKCS11URI | None:
+    """Return which key in which token ``ca_key`` asks for; None if it names a file.
 
     Raises:
         ConfigurationError: It cannot be used, or there are two PINs.
     """
+    if ca_key.startswith("/"):
+        return None
     uri = parse_pkcs11_uri(ca_key)
     if uri.pin_source and pin.source:
         raise ConfigurationError(
@@ -52,10 +58,10 @@ def check_key_settings(ca_key: str, pin: Secret) -> PKCS11URI:
     return uri
 
 
-def open_token(
+def open_signer(
     ca_key: str, pin: Secret, *, public_key: CertificatePublicKeyTypes | None = None
-) -> TokenSigner:
-    """Connect to the token that holds the authority's key.
+) -> TokenSigner | KeySigner:
+    """Open the authority's key: connect to its token, or read its file.
 
     Args:
         ca_key: The setting.
@@ -63,11 +69,23 @@ def open_token(
         public_key: That of the authority's certificate; None: read it from the token.
 
     Raises:
-        ConfigurationError: A setting cannot be used.
-        SigningError: The key cannot be used; the text says why and what to do.
+        ConfigurationError: A setting or the file cannot be used.
+        SecurityError: The key cannot be used; the text says why and what to do.
     """
     uri = check_key_settings(ca_key, pin)
-    return TokenSigner(uri, _pin(uri, pin), public_key=public_key)
+    if uri is not None:
+        return TokenSigner(uri, _pin(uri, pin), public_key=public_key)
+    data = read_private(ca_key, _MOST_OF_A_KEY).data
+    try:
+        key = load_pem_private_key(data, pin.reveal().encode() or None)
+    except UNREADABLE as error:
+        raise ConfigurationError(
+            f"holds no private key in PEM form that can be read with ca_key_pin: {error}", file=ca_key
+        ) from error
+    signer = KeySigner(key)  # type: ignore[arg-type]
+    if public_key is not None and signer.public_key() != public_key:
+        raise ConfigurationError("its key is not that of the certificate in ca_certificate", file=ca_key)
+    return signer
 
 
 async def try_pin(signer: Signer, pin: Secret) -> None:

@@ -2,6 +2,9 @@
 
 A job is a function of a `Transaction`. It first checks, raising an ApplianceError to refuse, and then writes. So jobs
 that share a commit cannot harm each other. If a commit fails, all of its jobs fail: nothing is half done.
+
+With a database server there is one writer for all nodes, too: each commit takes a lock first, so its jobs see all that was
+committed before. A job may be done twice if the first time came to nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +17,19 @@ import os
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
 from appliance.cms import schema
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.database import Backoff, Database
+from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
 from appliance.cms.inuse import InUse
+from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
-from appliance.errors import ApplianceError, ConfigurationError
+from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
 
 __all__ = ["Store"]
 
@@ -38,25 +44,79 @@ TOLD_EVERY_S: Final = 60.0
 """Seconds between two log lines that say that the database cannot be written."""
 
 
-class _Waiting(NamedTuple):
-    job: Job
-    subjects: tuple[str, ...]
-    keys: tuple[tuple[str, str], ...]
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    trial: bool
+CHANNEL: Final = "pvacms"
+"""What nodes are notified on when the audit has grown."""
+_IN_USE: Final = 37427
+"""Lock that every process shares that works on a database. Earlier releases, and commands that move it, want it alone."""
+_STARTING: Final = 37426
+"""Lock of a start, so that two nodes do not make an authority each."""
+_WRITING: Final = 37428
+"""Lock of the commit that is being made."""
+_START_S: Final = 60.0
+"""Seconds for which a start waits for a server that cannot be reached, and for another start."""
+
+_LAST_COMMIT: Final = (
+    sa.update(schema.nodes)
+    .where(schema.nodes.c.node == sa.bindparam("me"))
+    .values(last_commit=sa.bindparam("token"))
+)
+_NOTIFY: Final = sa.text(f"SELECT pg_notify('{CHANNEL}', :seq)")
 
 
 class Store:
     """The database. Call `open` before anything else; `close` waits for queued jobs."""
 
-    def __init__(self, where: str, issuer: str) -> None:
+    def __init__(
+        self,
+        where: str,
+        issuer: str,
+        *,
+        login: Login | None = None,
+        side: str = "",
+        wait_s: float = 5.0,
+    ) -> None:
+        """Make a store that is not open.
+
+        Args:
+            where: The file, or the URL of a database server.
+            issuer: Identifier of the authority whose certificates it has.
+            login: What a database server needs beside the URL.
+            side: With a server: the file of this host beside which its journals are. One process has them.
+            wait_s: With a server: seconds that a job waits for a lost one.
+        """
         self.where = where
         self.issuer = issuer
+        self.database = Database(where, login)
         self.known: Authorities = {}
         """The authorities in the database's table; empty until that was read."""
-        self.node = ""
+        self.node = self.database.login.node
         """Name of this node, for the rows that it records."""
+        self.wait_s = wait_s
+        self.fatal = ""
+        """Why this process must end: the database is another one."""
+        self.enter: Callable[[sa.Connection, str], None] | None = None
+        """Records this node in a database that does not know it, with its last commit."""
+        self.restored: Callable[[Transaction, tuple[int, str]], None] | None = None
+        """Makes good, before anything else is written, what a database has lost: called with the last audit record that was seen
+        in it before."""
+        self.on_restored: Callable[[], None] | None = None
+        """Called on the event loop after that."""
+        self.restored_at = 0.0
+        """When that was last, POSIX seconds."""
+        self.unclaimed: Callable[[Any], None] | None = None
+        """Called on the event loop with the result of a job whose waiter was told that nobody knows what became of it."""
+        self.unreplicated_at = float("-inf")
+        """When a commit last went unconfirmed by the standby of a database server."""
+        self.start_s = _START_S
+        self._side = side
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._id = ""
+        self._seen: tuple[int, str] | None = None
+        """With a server: the last audit record that this process has seen."""
+        self._question: Question | None = None
+        self._looks_back = False
+        self._backoff = Backoff()
+        self._closing = threading.Event()
         self.next_at: NextAt = not_computed
         self.created = False
         """Whether `open` found an empty database."""
@@ -71,10 +131,9 @@ class Store:
         """The audit's last record, while it is certain."""
         self._version = -1
         """SQLite's counter of commits by others: another command may have worked on the database."""
-        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._lock_fd = -1
         self._in_use = InUse()
-        self._engine: sa.Engine | None = None
         self._connection: sa.Connection | None = None
         self._thread: threading.Thread | None = None
 
@@ -86,6 +145,8 @@ class Store:
         service's own work counts as recovery, or a minute without another failure.
         """
         failed_at = self._failed_at
+        if self.database.state == "lost" or self.fatal:
+            return False
         return failed_at is None or time.monotonic() - failed_at >= TOLD_EVERY_S
 
     # -- life --------------------------------------------------------------------------------------
@@ -105,40 +166,45 @@ class Store:
         Raises:
             ConfigurationError: Another process has it, or it cannot be used.
         """
-        if is_sqlite(self.where):
-            self._take_lock(beside=beside)
+        if is_sqlite(self.where) or self._side:
+            self._take_lock(self.where if is_sqlite(self.where) else self._side, beside=beside)
         try:
-            self._engine = engine_for(self.where)
-            self._connection = self._engine.connect()
-            self._take_advisory_lock(beside=beside)
+            if self.database.is_server:
+                self._connection = self._first_connection()
+                self._share(self._connection, is_start=True)
+            else:
+                self._connection = self.database.connect("writer")
             with self._connection.begin():
-                if self.beside and not schema.is_current(self._connection):
+                if self.beside and not schema.is_usable(self._connection):
                     raise ConfigurationError(  # noqa: TRY301 - the handler below closes what is open
                         f"the database {self._shown()} is in use by a pvacms of another version; stop that one first"
                     )
+                if self.database.is_server and not schema.is_usable(self._connection):
+                    # Two nodes of a new release that start together must not both migrate.
+                    self._connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                    self._connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
                 self.created = schema.migrate(self._connection, where=self._shown())
+                self._id = schema.known(self._connection, "database_id")
             if is_sqlite(self.where):
                 os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
                 self._in_use.remember(self.where, self.where + ".lock")
         except sa.exc.SQLAlchemyError as error:
             self.close()
             raise ConfigurationError(
-                f"the database {self._shown()} cannot be used: {_reason(error)}"
+                f"the database {self._shown()} cannot be used: {reason(error)}"
             ) from error
-        except ImportError as error:
+        except DatabaseLost as error:
             self.close()
-            raise ConfigurationError(
-                f"the database {self._shown()} needs a driver that is not installed: {error}"
-            ) from error
+            raise ConfigurationError(str(error)) from error
         except BaseException:
             self.close()
             raise
 
     def _shown(self) -> str:
-        return self.where if is_sqlite(self.where) else sa.make_url(self.where).render_as_string()
+        return self.database.name
 
-    def _take_lock(self, *, beside: bool) -> None:
-        name = self.where + ".lock"
+    def _take_lock(self, path: str, *, beside: bool) -> None:
+        name = path + ".lock"
         try:
             self._lock_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -152,29 +218,302 @@ class Store:
                 self.beside = True
                 return
             raise ConfigurationError(
-                f"another pvacms uses the database {self.where}; stop that one, or give this one its own with -d"
+                f"another pvacms uses the database {path}; stop that one, or give this one its own with -d"
+                if is_sqlite(self.where)
+                else f"another pvacms of this host uses {path}; give each node its own data directory"
             ) from None
+        if not is_sqlite(self.where):
+            return
         # The database is created with a mode for its owner only, so it is never readable by others.
         with contextlib.suppress(OSError):
-            os.close(os.open(self.where, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
-    def _take_advisory_lock(self, *, beside: bool) -> None:
-        assert self._connection is not None
-        if self._connection.dialect.name != "postgresql":
-            return
-        taken = self._connection.execute(sa.text("SELECT pg_try_advisory_lock(37427)")).scalar()
-        self._connection.rollback()
-        if not taken and not beside:
-            raise ConfigurationError(f"another pvacms uses the database {self._shown()}")
-        self.beside = not taken
+    # -- a database server -------------------------------------------------------------------------
+
+    def _first_connection(self) -> sa.Connection:
+        """Connect, and wait for a server that may come up a moment later.
+
+        Raises:
+            DatabaseLost: It cannot be used.
+        """
+        end = time.monotonic() + self.start_s
+        while True:
+            try:
+                found = self.database.connect("writer")
+            except DatabaseLost as error:
+                if not is_passing(error) or time.monotonic() >= end:
+                    raise
+                if not self._told:
+                    self._told = True
+                    _log.warning("%s; trying again for %.0f s", error, self.start_s)
+                time.sleep(self._backoff.next_s())
+            else:
+                self._told = False
+                self._backoff.reset()
+                return found
+
+    def _share(self, connection: sa.Connection, *, is_start: bool = False) -> None:
+        """Take the locks of this session.
+
+        Raises:
+            DatabaseLost: A command, or an earlier release, has the database for itself.
+        """
+        with connection.begin():
+            if not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock_shared({_IN_USE})").scalar():
+                raise DatabaseLost(
+                    f"the database {self._shown()} is in use by a command that needs it alone, or by a pvacms of an earlier release"
+                )
+            if is_start:
+                limit = int(self.start_s * 1000) or 1
+                for name in ("statement_timeout", "lock_timeout"):
+                    connection.exec_driver_sql(f"SET LOCAL {name} = {limit}")
+                try:
+                    connection.exec_driver_sql(f"SELECT pg_advisory_lock({_STARTING})")
+                except sa.exc.DBAPIError as error:
+                    if kind_of(error) != "busy":
+                        raise
+                    raise DatabaseLost(
+                        f"another node of the database {self._shown()} has been starting for {self.start_s:.0f} s; look at that one"
+                    ) from error
+
+            def notice(diagnostic: Any) -> None:
+                if "synchronous replication" in (diagnostic.message_primary or ""):
+                    self.unreplicated_at = time.monotonic()
+
+            driver: Any = connection.connection.driver_connection
+            driver.add_notice_handler(notice)
+
+    def _reach(self) -> sa.Connection:
+        """Return a connection to the database that this process knows.
+
+        Raises:
+            DatabaseLost: There is none at present.
+        """
+        if self.fatal:
+            raise DatabaseLost(self.fatal)
+        if self._connection is None:
+            connection = self.database.connect("writer")
+            try:
+                self._share(connection)
+                with connection.begin():
+                    found = schema.known(connection, "database_id")
+                if found != self._id:
+                    self.fatal = (
+                        f"the database {self._shown()} is another one than at the start of this service, so this process must end; "
+                        "the next start checks it anew"
+                    )
+                    raise DatabaseLost(self.fatal)  # noqa: TRY301 - the handler below closes it
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+            self._looks_back = True
+        return self._connection
+
+    def _drop(self, error: BaseException) -> None:
+        """Give up a connection that is lost."""
+        self.database.failed(error)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.invalidate()
+                connection.close()
+
+    def _was_committed(self, connection: sa.Connection, token: str) -> bool:
+        """Whether a commit came about whose answer was lost."""
+        from appliance.cms.schema import nodes
+
+        with connection.begin():
+            # The session that made it may still be at it. It holds the lock until it has ended, one way or the other.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
+            found = connection.execute(sa.select(nodes.c.last_commit).where(nodes.c.node == self.node))
+            return bool(found.scalar() == token)
+
+    def _is_continued(self, connection: sa.Connection) -> bool:
+        """Whether the audit still has the last record that was seen; call it under the lock."""
+        if self._seen is None or self._seen[0] == 0:
+            return True
+        audit = schema.audit.c
+        seq, sealed = self._seen
+        found = connection.execute(sa.select(audit.hash).where(audit.seq == seq)).scalar()
+        if found is not None:
+            return bool(found == sealed)
+        oldest = connection.execute(sa.select(sa.func.min(audit.seq))).scalar()
+        return oldest is not None and oldest > seq
+
+    def look_back(self) -> None:
+        """Have the next commit check whether the database still has all that was seen in it; any thread may ask."""
+        self._looks_back = True
+
+    def _once(self, connection: sa.Connection, group: Sequence[Waiting], *, trial: bool) -> Results:
+        """Do a group in one transaction of a database server.
+
+        Raises:
+            Unsure: It is not known whether it was committed.
+        """
+        results: Results = []
+        token = str(uuid.uuid4())
+        restored = False
+        begun = connection.begin()
+        try:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
+            transaction = Transaction(
+                connection, self.issuer, node=self.node, next_at=self.next_at, authorities=self.authorities
+            )
+            looks_back, self._looks_back = self._looks_back, False
+            if looks_back and self._seen is not None and not self._is_continued(connection):
+                self._looks_back = True  # until it is committed
+                restored = True
+                if self.restored is not None:
+                    self.restored(transaction, self._seen)
+            before = transaction.audit_head[0]
+            transaction.prefetch(
+                [subject for item in group for subject in item.subjects],
+                [key for item in group for key in item.keys],
+            )
+            for item in group:
+                try:
+                    results.append((item.job(transaction), None))
+                except ApplianceError as error:
+                    results.append((None, error))
+            transaction.flush()
+            head = transaction.audit_head
+            if head[0] != before or restored:
+                connection.execute(_NOTIFY, {"seq": str(head[0])})
+            if self.node:
+                found = connection.execute(_LAST_COMMIT, {"me": self.node, "token": token})
+                if found.rowcount == 0 and self.enter is not None:
+                    self.enter(connection, token)
+            for item in group:
+                item.is_open = True
+            if any(item.is_late for item in group):
+                raise Again  # noqa: TRY301 - the handler below takes all of it back
+        except BaseException:
+            with contextlib.suppress(Exception):
+                begun.rollback()
+            for item in group:
+                item.is_open = False
+            raise
+        try:
+            begun.commit()
+        except sa.exc.DBAPIError as error:
+            if kind_of(error) == "lost":
+                raise Unsure(Question(token, group, results, head)) from error
+            for item in group:
+                item.is_open = False
+            raise
+        self._committed(head, trial=trial)
+        if restored:
+            self._looks_back = False
+            self.restored_at = time.time()
+            if self.on_restored is not None and self._loop is not None:
+                self._loop.call_soon_threadsafe(self.on_restored)
+        return results
+
+    def _committed(self, head: tuple[int, str], *, trial: bool) -> None:
+        self.commits += 1
+        self._seen = head
+        self.database.works()
+        if (self._told or self._failed_at is not None) and (not trial or self.healthy):
+            self._recovered()
+
+    def _settle(self, connection: sa.Connection) -> Question | None:
+        """Answer an open question; return it if what it is about was committed."""
+        question = self._question
+        if question is None:
+            return None
+        was = bool(self.node) and self._was_committed(connection, question.token)
+        self._question = None
+        if not was:
+            for item in question.group:
+                item.is_open = False
+            return None
+        self._committed(question.head, trial=True)
+        return question
+
+    def _on_server(self, group: Sequence[Waiting], *, trial: bool, until: float) -> Results:
+        """Do a group, also if the server has to be found again meanwhile; at ``until`` it fails."""
+        why: BaseException | None = None
+        doing = group
+        while True:
+            try:
+                connection = self._reach()
+                question = self._settle(connection)
+                if question is not None:
+                    if question.group is doing:
+                        return merged(group, doing, question.results)
+                    self._hand_over(question.group, question.results)
+                # Those whose waiters have given up meanwhile are not begun again.
+                doing = [item for item in group if not item.is_late]
+                if not doing:
+                    break
+                results = self._once(connection, doing, trial=trial)
+            except Again:
+                continue
+            except Unsure as unsure:
+                self._question = unsure.question
+                why = unsure.__cause__
+                self._drop(why or unsure)
+                if not self.node:
+                    break  # a command has no row in which to look
+            except DatabaseLost as error:
+                why = error
+                self._drop(error)
+            except sa.exc.DBAPIError as error:
+                kind = kind_of(error)
+                if kind == "other":
+                    return self._each_alone(group, error, trial=trial, until=until)
+                why = error
+                if kind == "lost":
+                    self._drop(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
+                return self._each_alone(group, error, trial=trial, until=until)
+            else:
+                self._backoff.reset()
+                return merged(group, doing, results)
+            if self.fatal or time.monotonic() >= until:
+                break
+            if self._closing.wait(self._backoff.next_s()) and self._connection is None:
+                break
+        fate = group[0].fate
+        for item in group:
+            item.is_late = True
+        lost = DatabaseLost(
+            f"the certificate database cannot be used: {reason(why)}; {fate}" if why else fate
+        )
+        return [(None, lost)] * len(group)
+
+    def _each_alone(
+        self, group: Sequence[Waiting], error: Exception, *, trial: bool, until: float
+    ) -> Results:
+        """Do the jobs of a group that failed one by one, so that none fails because of another."""
+        if len(group) > 1:
+            return [self._on_server((item,), trial=trial, until=until)[0] for item in group]
+        self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
+        failure = StoreError(f"the certificate database cannot be written: {reason(error)}; nothing was done")
+        failure.__cause__ = error
+        return [(None, failure)]
+
+    def _hand_over(self, group: Sequence[Waiting], results: Results) -> None:
+        if group and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._deliver, group, results)
 
     def start(self) -> None:
         """Start the writing thread."""
+        self.let_others_start()
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
         self._thread.start()
 
+    def let_others_start(self) -> None:
+        """Let other nodes make what they miss at their start."""
+        if self.database.is_server and self._connection is not None:
+            with contextlib.suppress(sa.exc.SQLAlchemyError), self._connection.begin():
+                self._connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_STARTING})")
+
     def close(self) -> None:
         """Finish queued jobs and close the database."""
+        self._closing.set()
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -183,12 +522,30 @@ class Store:
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 self._connection.close()
             self._connection = None
-        if self._engine is not None:
-            self._engine.dispose()
-            self._engine = None
+        self.database.dispose()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+    def _deliver(self, group: Sequence[Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
+        if len(group) > _AT_ONCE:
+            # What follows is a signature for each. Meanwhile others' requests are read, and the next commit begins.
+            loop = self._loop
+            assert loop is not None
+            loop.call_soon(self._deliver, group[_AT_ONCE:], results[_AT_ONCE:])
+            group, results = group[:_AT_ONCE], results[:_AT_ONCE]
+        for item, (result, error) in zip(group, results, strict=True):
+            if item.timer is not None:
+                item.timer.cancel()
+                item.timer = None
+            if item.is_late and error is None and self.unclaimed is not None:
+                self.unclaimed(result)
+            if item.future is None or item.future.done():
+                continue
+            if error is None:
+                item.future.set_result(result)
+            else:
+                item.future.set_exception(error)
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -198,6 +555,7 @@ class Store:
         *subjects: str,
         key: tuple[str, str] | None = None,
         trial: bool = False,
+        patient: bool = False,
     ) -> asyncio.Future[_T]:
         """Queue a job; the future is done when its transaction is committed.
 
@@ -206,18 +564,30 @@ class Store:
             subjects: Those that the job will ask for.
             key: The key that it will ask for, by ``key_id`` and ``skid``.
             trial: Whether it only tests that the database can be written.
+            patient: Whether it may take longer than others wait.
 
         Returns:
-            A future, which raises what the job raised, or StoreError.
+            A future, which raises what the job raised, StoreError, or DatabaseLost.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        self._queue.put(_Waiting(job, subjects, () if key is None else (key,), future, loop, trial))
+        item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial)
+        if self.database.is_server and not patient:
+            item.timer = loop.call_later(self.wait_s, item.expire, self._why)
+        self._loop = loop
+        self._queue.put(item)
         return future
 
+    def _why(self) -> str:
+        return f": {self.database.why}" if self.database.why else ""
+
     def run(self, job: Callable[[Transaction], _T]) -> _T:
-        """Do one job now, before `start`. Raises what the job raises, or StoreError."""
-        result, error = self._commit([job], ())[0]
+        """Do one job now, before `start`. Raises what the job raises, StoreError, or DatabaseLost."""
+        if self.database.is_server:
+            item = Waiting(job)
+            result, error = self._on_server((item,), trial=False, until=time.monotonic() + self.wait_s)[0]
+        else:
+            result, error = self._commit([job], ())[0]
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
@@ -243,12 +613,14 @@ class Store:
                     break
                 group.append(item)
             busy = len(group)
-            subjects = [subject for item in group for subject in item.subjects]
-            keys = [key for item in group for key in item.keys]
             trial = all(item.trial for item in group)
-            results = self._commit([item.job for item in group], subjects, keys, trial=trial)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                first.loop.call_soon_threadsafe(_deliver, group, results)
+            if self.database.is_server:
+                results = self._on_server(group, trial=trial, until=time.monotonic() + self.wait_s)
+            else:
+                subjects = [subject for item in group for subject in item.subjects]
+                keys = [key for item in group for key in item.keys]
+                results = self._commit([item.job for item in group], subjects, keys, trial=trial)
+            self._hand_over(group, results)
             if stop:
                 return
 
@@ -272,11 +644,11 @@ class Store:
         keys: Iterable[tuple[str, str]] = (),
         *,
         trial: bool = False,
-    ) -> list[tuple[Any, Exception | None]]:
+    ) -> Results:
         connection = self._connection
         if connection is None:
             return [(None, StoreError("the database is closed"))] * len(jobs)
-        results: list[tuple[Any, Exception | None]] = []
+        results: Results = []
         lost = self._lost()
         if lost is not None:
             return [(None, lost)] * len(jobs)
@@ -301,8 +673,7 @@ class Store:
                 transaction.flush()
             self.commits += 1
             self._audit_head = transaction.audit_head
-            if is_sqlite(self.where):
-                self._in_use.remember(self.where + "-wal")
+            self._in_use.remember(self.where + "-wal")
             # What was committed to a removed file is lost, so it was not done.
             lost = self._lost()
             if lost is not None:
@@ -315,9 +686,9 @@ class Store:
             if len(jobs) > 1:
                 # One job is the cause, or the disk. Each is tried alone, so that none fails because of another.
                 return [self._commit((job,), ())[0] for job in jobs]
-            self._tell(_reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
+            self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
             failure = StoreError(
-                f"the certificate database cannot be written: {_reason(error)}; nothing was done"
+                f"the certificate database cannot be written: {reason(error)}; nothing was done"
             )
             failure.__cause__ = error
             return [(None, failure)] * len(jobs)
@@ -325,8 +696,6 @@ class Store:
 
     def _alone(self, connection: sa.Connection) -> bool:
         """Whether nobody else has committed since the last call; call it inside a transaction."""
-        if connection.dialect.name != "sqlite":
-            return False
         before = self._version
         self._version = int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
         return self._version == before
@@ -360,22 +729,3 @@ class Store:
                 extra={"event": "database-recovered"},
             )
             self._failed = 0
-
-
-def _deliver(group: Sequence[_Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
-    if len(group) > _AT_ONCE:
-        # What follows is a signature for each. Meanwhile others' requests are read, and the next commit begins.
-        group[0].loop.call_soon(_deliver, group[_AT_ONCE:], results[_AT_ONCE:])
-        group, results = group[:_AT_ONCE], results[:_AT_ONCE]
-    for item, (result, error) in zip(group, results, strict=True):
-        if item.future.done():
-            continue
-        if error is None:
-            item.future.set_result(result)
-        else:
-            item.future.set_exception(error)
-
-
-def _reason(error: Exception) -> str:
-    original = getattr(error, "orig", None)
-    return str(original or error).partition("\n")[0]

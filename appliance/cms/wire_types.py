@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from appliance.certs.x509 import pem_chain, serial_number
-from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, StructType, Value
+from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, ArrayType, StructType, Value
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar
 
 __all__ = ["HEALTH", "METRICS", "ROOT", "root_value"]
@@ -30,6 +30,19 @@ ROOT: Final = StructType(
 )
 """Ours is ``bundle``, in PEM form: the present root, and the cross-certificates that lead from former roots to it and back."""
 
+MEMBER: Final = StructType(
+    [
+        ("node_id", STRING),
+        ("version_major", UINT32),
+        ("version_minor", UINT32),
+        ("version_patch", UINT32),
+        ("connected", BOOL),
+        ("name", STRING),
+        ("last_seen", STRING),
+    ]
+)
+"""One node of those that share a database; the first five fields as in the reference's list of members."""
+
 HEALTH: Final = StructType(
     [
         *NTEnum().fields,
@@ -40,6 +53,7 @@ HEALTH: Final = StructType(
         ("cluster_mode", BOOL),
         ("cluster_members", UINT32),
         ("last_check", STRING),
+        ("members", ArrayType(MEMBER)),
     ],
     "epics:nt/NTEnum:1.0",
 )
@@ -63,6 +77,9 @@ METRICS: Final = StructType(
         ("certs_scheduled_offline", UINT64),
         ("audit_seq", UINT64),
         ("audit_verified_seq", UINT64),
+        ("certs_watched", UINT64),
+        ("feed_lag_ms", UINT64),
+        ("db_reconnects", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )

@@ -13,8 +13,9 @@ from cryptography import x509
 
 from appliance.authn.ccr import CertRequest
 from appliance.authn.live.keeper import Keeper, Maker, Prepared
-from appliance.authn.requester import Requester
+from appliance.authn.requester import Requester, Trusting
 from appliance.authn.sending import Line
+from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request, std_subject
 from appliance.certmon.status_source import StatusSource
 from appliance.cms.service import CertificateService
@@ -50,6 +51,33 @@ class Names:
 
     async def close(self) -> None:
         pass
+
+
+class Home:
+    """One keychain's requester, at a certificate service in this process."""
+
+    def __init__(self, service: CertificateService, directory: Path, usage: str, name: str) -> None:
+        self.path = directory / f"{name}.p12"
+        assert service.server is not None
+        settings = resolve_requester(
+            usage,
+            {"keychain": str(self.path), "name": name},
+            {
+                "XDG_CONFIG_HOME": str(directory),
+                "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+                "EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{service.server.tcp_port}",
+            },
+        )
+        self.said: list[str] = []
+        self.requester = Requester(
+            settings, Trusting(), say=self.said.append, timeout_s=60.0, key_algorithm="ec-p256"
+        )
+        self.names = Names()
+
+    async def make(self) -> None:
+        """Ask for the first certificate."""
+        asking = self.requester
+        await asking.request(std_request(asking.settings, now=asking.now()), subject=None)
 
 
 @contextlib.asynccontextmanager

@@ -222,7 +222,7 @@ class Server:
             from appliance.cms.store import Store
 
             self.sql("CREATE DATABASE newest OWNER pvacms")
-            store = Store(self.url("newest"), "")
+            store = Store(self.url("newest", user="pvacms"), "")
             store.open()
             store.close()
         name = f"test_{next(self._numbers)}"

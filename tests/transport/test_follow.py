@@ -112,6 +112,21 @@ async def test_an_older_answer_never_replaces_a_newer_one(cms, source):
     assert following.status.state is OFFLINE
 
 
+async def test_a_revocation_is_taken_from_a_node_whose_clock_is_behind(cms, source):
+    """Another node of the same certificate service has signed what is known."""
+    keychain = certificate()
+    now = datetime.now(UTC)
+    cms.set(keychain, VALID, this_update=now)
+    following = await follow(source, keychain)
+    cms.set(keychain, REVOKED, this_update=now - timedelta(seconds=5))
+    await until(lambda: following.status.state is REVOKED)
+    assert following.status.status_class is StatusClass.BAD
+    cms.set(keychain, VALID, this_update=now + timedelta(seconds=5))
+    cms.set(keychain, REVOKED, this_update=now + timedelta(seconds=10), valid=timedelta(hours=2))
+    await until(lambda: following._follower.answer.this_update > now)
+    assert following.status.state is REVOKED
+
+
 @pytest.mark.parametrize("state", [VALID, REVOKED, OFFLINE, CertState.PENDING_APPROVAL])
 async def test_an_unsigned_word_is_never_good_and_never_bad(cms, source, state):
     keychain = certificate()

@@ -11,42 +11,17 @@ from typing import Any
 
 import pytest
 
-from appliance.authn.requester import Requester, Trusting
-from appliance.authn.settings import resolve_requester
 from appliance.authn.std.requester import std_request
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.client import Disconnected
-from appliance.cms.service import CertificateService
 from appliance.config.duration import Duration
-from tests.helpers.keepers import Names, keeping, ticking
+from tests.helpers.keepers import Home, keeping, ticking
 from tests.helpers.live import client_config, number, server_config, until
 
 OPEN = {"require_client_approval": False, "require_server_approval": False}
 LATE = 60.0
 """Seconds for what takes a few: the machine may be busy."""
-
-
-class Home:
-    """One keychain's requester, at a certificate service in this process."""
-
-    def __init__(self, service: CertificateService, directory: Path, usage: str, name: str) -> None:
-        self.path = directory / f"{name}.p12"
-        assert service.server is not None
-        settings = resolve_requester(
-            usage,
-            {"keychain": str(self.path), "name": name},
-            {
-                "XDG_CONFIG_HOME": str(directory),
-                "EPICS_PVA_AUTO_ADDR_LIST": "NO",
-                "EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{service.server.tcp_port}",
-            },
-        )
-        self.said: list[str] = []
-        self.requester = Requester(
-            settings, Trusting(), say=self.said.append, timeout_s=LATE, key_algorithm="ec-p256"
-        )
-        self.names = Names()
 
 
 def identity(path: Path) -> tuple[int, int, bytes]:

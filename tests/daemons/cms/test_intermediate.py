@@ -5,7 +5,12 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509 import ocsp
 
 from appliance.certmon.endpoints import open_client, open_server
@@ -13,7 +18,8 @@ from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.cms.service import CertificateService
-from appliance.errors import CertificateError
+from appliance.config.secret import FilePath, Secret
+from appliance.errors import CertificateError, ConfigurationError
 from tests.helpers import pki
 from tests.helpers.cms import (
     Clock,
@@ -151,7 +157,7 @@ async def test_servers_and_clients_verify_each_other_and_follow_their_statuses(a
             assert (peer.account, peer.authority) == ("operator", NAMES[depth])
             assert peer.home is not None, "an operator of the own root, so a plain name in a UAG means them"
             await admin.put(operator.status_pv, {"state": "REVOKED"})
-            await until(lambda: not any(p.credentials.is_tls for p in server.peers))
+            await until(lambda: not any(p.credentials.is_tls for p in server.peers.values()))
 
 
 # ---------------------------------------------------------------------- the root is offline
@@ -262,3 +268,51 @@ def test_an_authority_whose_certificates_nobody_would_accept_does_not_start(tmp_
     )
     with pytest.raises(CertificateError, match=r"nobody would accept a certificate .*path length"):
         CertificateService.open(effective(tmp_path), clock=Clock())
+
+
+# ---------------------------------------------------------------------- PEM files
+
+
+@pytest.mark.parametrize("passphrase", ["", "secret"])
+async def test_key_and_chain_may_be_pem_files(authority, tmp_path, passphrase):
+    key, chain, pin = tmp_path / "ca.key", tmp_path / "ca.pem", tmp_path / "pin"
+    encryption = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    for path, content in (
+        (key, authority.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)),
+        (pin, f"{passphrase}\n".encode()),
+        (chain, b"".join(c.public_bytes(Encoding.PEM) for c in (authority.certificate, *authority.chain))),
+    ):
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+    (tmp_path / "cert_auth.p12").unlink()
+    settings = {
+        "cert_auth_tls_keychain": FilePath(),
+        "ca_key": str(key),
+        "ca_key_pin": Secret.from_file(pin),
+        "ca_certificate": FilePath(chain),
+        **OPEN,
+    }
+    async with running(tmp_path, **settings) as service, plain(service) as context:
+        keychain = await issued(context, "alice")
+        assert keychain.chain == (authority.certificate, *authority.chain)
+        status = await context.get(keychain.status_pv)
+        verify_response(
+            bytes(status["ocsp_response"]),
+            issuer=authority.certificate,
+            serial=keychain.serial,
+            now=datetime.now(UTC),
+        )
+
+    def refused():
+        with pytest.raises(ConfigurationError) as error:
+            CertificateService.open(effective(tmp_path, **settings), clock=Clock())
+        return str(error.value)
+
+    settings["ca_key_pin"] = Secret("another")
+    assert "can be read with ca_key_pin" in refused()
+    other = generate_key("ec-p256").private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    settings["ca_key_pin"] = Secret()
+    key.write_bytes(other)
+    assert "its key is not that of the certificate" in refused()
+    key.chmod(0o644)
+    assert "chmod 600" in refused()

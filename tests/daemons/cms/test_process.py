@@ -424,4 +424,4 @@ def test_the_services_keychain_may_have_its_password_behind_its_name_and_a_quiet
 def test_a_cluster_is_refused_with_one_sentence(tmp_path):
     status, out, err = once(tmp_path, "--cluster-mode")
     assert (status, out) == (1, "")
-    assert err.startswith("Error: --cluster-mode: this service works alone")
+    assert err.startswith("Error: --cluster-mode: nodes share a database server")

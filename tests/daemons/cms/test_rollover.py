@@ -31,6 +31,7 @@ from tests.helpers.cms import (
 )
 from tests.helpers.live import until
 
+pytestmark = pytest.mark.usefixtures("engine")
 CLIENT, SERVER, IOC = 1, 2, 3
 OPEN = {f"require_{usage}_approval": False for usage in ("client", "server", "ioc")}
 LIVES = timedelta(days=30)
@@ -146,13 +147,19 @@ async def test_an_administrator_of_the_old_authority_revokes_certificates_of_bot
         assert {alice.serial, bob.serial} <= set(service.journal.known)
 
 
-async def test_the_holder_of_an_old_certificate_is_told_to_ask_and_gets_a_new_one_by_its_key(tmp_path):
+async def test_the_holder_of_an_old_certificate_is_told_to_ask_and_gets_a_new_one_by_its_key(
+    tmp_path, capsys
+):
     """A name of a live certificate goes to its holder alone, also under the new authority, though nothing needs approval."""
     clock = Clock()
     async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
         alice = await issued(context, "alice")
     introduce(tmp_path, clock)
+    capsys.readouterr()
     async with running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service:
+        said = capsys.readouterr().out
+        assert f"3 certificates of the former authority {alice.issuer_id} CN=EPICS Root" in said
+        assert "and it ends at" in said
         async with plain(service) as context:
             state, due, by = status_of(await context.get(alice.status_pv))
             assert (state, due) == ("VALID", True)

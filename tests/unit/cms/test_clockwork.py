@@ -80,7 +80,7 @@ class Service:
     def open(self):
         self.store = Store(str(self.path), ISSUER)
         self.store.open()
-        self.readers = Readers(str(self.path))
+        self.readers = Readers(self.store.database)
         journal = Journal(str(self.path) + ".revoked", ISSUER)
         self.life = Lifecycle(self.store, journal, self.clock, self.readers)
         self.told = []

@@ -65,7 +65,16 @@ def changed(effective):
 
 def expected(option):
     names = {"tls_keychain_pwd_file": "tls_keychain_password"}
-    return {f"server.{names.get(key, key)}" if option.server else key for key in option.keys}
+    found = {f"server.{names.get(key, key)}" if option.server else key for key in option.keys}
+    return found | {"db"} if needs_server(option) else found
+
+
+SERVER = {"EPICS_PVACMS_DB": "postgresql+psycopg://cms@db/cms"}
+
+
+def needs_server(option):
+    """Whether a setting is refused if the database is a file."""
+    return option.keys == ("node",)
 
 
 OF_TOKENS = ("ca_key", "ca_key_pin", "ca_certificate")
@@ -82,7 +91,8 @@ def test_a_flag_changes_its_own_setting_and_no_other(option, tmp_path):
         value = str(secret)
     for flag in option.flags:
         arguments = (flag,) if option.constant is not None else (flag, value)
-        assert changed(resolve(parse(*arguments), environ=HOME)) == expected(option)
+        environ = HOME | SERVER if needs_server(option) else HOME
+        assert changed(resolve(parse(*arguments), environ=environ)) == expected(option)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,8 @@ def test_a_flag_changes_its_own_setting_and_no_other(option, tmp_path):
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_a_variable_changes_its_own_setting_and_no_other(option, variable):
-    assert changed(resolve(parse(), environ={**HOME, variable: sample(option)})) == expected(option)
+    environ = HOME | SERVER if needs_server(option) else HOME
+    assert changed(resolve(parse(), environ={**environ, variable: sample(option)})) == expected(option)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +147,20 @@ def test_a_key_of_the_file_changes_its_own_setting_and_no_other(key, tmp_path):
             "preload": "[/some/certificate.pem]",
             "san": "refuse",
             "log_level": "DEBUG",
+            "node": "a",
+            "db_password": f"${{file:{tmp_path}/password}}",
         }
         text = choices.get(key, "/some/thing")
+    (tmp_path / "password").touch(mode=0o600)
+    (tmp_path / "password").write_text("geheim")
     file = tmp_path / "cms.yml"
+    file.touch(mode=0o600)
     file.write_text(f"{key}: {text}\n")
-    assert changed(resolve(parse(), config=str(file), environ=HOME)) == {key}
+    is_of_server = key in ("db_password", "db_tls_ca", "db_wait_s", "node")
+    environ = HOME | SERVER if is_of_server else HOME
+    assert changed(resolve(parse(), config=str(file), environ=environ)) == {key} | (
+        {"db"} if is_of_server else set()
+    )
 
 
 @pytest.mark.parametrize("flag", NO_EFFECT)
@@ -154,9 +174,42 @@ def test_an_option_of_the_reference_without_a_meaning_here_is_a_warning(flag):
         assert changed(effective) == set()
 
 
-def test_a_cluster_is_refused_with_a_sentence():
-    with pytest.raises(ConfigurationError, match=r"--cluster-mode: this service works alone"):
+def test_a_cluster_is_refused_with_a_sentence_if_the_database_is_a_file():
+    with pytest.raises(
+        ConfigurationError, match=r"--cluster-mode: nodes share a database server, and db is a file"
+    ):
         resolve(parse("--cluster-mode"), environ=HOME)
+    assert resolve(parse("--cluster-mode"), environ=HOME | SERVER).settings.db.startswith("postgresql")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("node: a", "node: it is for a database server"),
+        ("db_tls_ca: /ca.pem", "db_tls_ca: it is for a database server"),
+        ("db_wait_s: 6", "db_wait_s: it is for a database server"),
+        ("db: mysql://h/x", "db: 'mysql' is not supported"),
+        ("db: postgresql+psycopg://me:geheim@h/x", "db: the URL of the database contains a password"),
+        ("db: postgresql+psycopg://h/x?password=geheim", "db: the URL of the database contains a password"),
+        ("db: postgresql+psycopg://h:x/y", "db: the URL of the database server cannot be read"),
+    ],
+)
+def test_a_database_server_and_what_belongs_to_it_are_checked(tmp_path, text, says):
+    file = tmp_path / "cms.yml"
+    file.write_text(text + "\n")
+    with pytest.raises(ConfigurationError) as refusal:
+        resolve(parse(), config=str(file), environ=HOME)
+    assert says in str(refusal.value)
+    assert "geheim" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "warns"), [("db.lab", True), ("10.0.0.1", True), ("127.0.0.1", False), ("", False)]
+)
+def test_a_connection_that_does_not_check_the_server_is_a_warning(host, warns):
+    url = f"postgresql+psycopg://cms@{host}/cms?sslmode=require"
+    found = resolve(parse("-d", url), environ=HOME).warnings
+    assert any("sslmode=require lets whoever is on the way" in warning for warning in found) is warns
 
 
 def test_files_to_preload_may_be_named_several_times():

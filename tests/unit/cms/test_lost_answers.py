@@ -48,7 +48,7 @@ class Nodes:
         self.store = Store(db, ISSUER)
         self.store.open()
         self.store.start()
-        self.readers = Readers(db)
+        self.readers = Readers(self.store.database)
         self.journal = Journal(str(directory / "revoked"), ISSUER)
         self.clock = Clock(NOW)
         self.alive = {"a", "b"}

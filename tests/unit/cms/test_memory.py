@@ -98,7 +98,7 @@ async def test_what_others_change_is_told_if_it_is_watched_and_forgotten_if_not(
     await memory.find(2)
     for serial in (1, 2):
         _, seq = other.change(serial, S.REVOKED)
-        memory.change((serial,), seq)
+        memory.change({serial: seq})
     assert memory.peek(2) is None
     assert not memory.is_certain(1), "until it is read again nobody may rely on it"
     await until_read(service)
@@ -120,7 +120,7 @@ async def test_a_certificate_that_another_node_issues_takes_the_place_of_unknown
     assert await memory.find(6) is None
     service.store.submit(lambda t: t.connection.exec_driver_sql("UPDATE certs SET serial = 6"))
     await service.store.submit(lambda t: None)
-    memory.change((6,), 2)
+    memory.change({6: 2})
     await until_read(service)
     assert service.told == [(6, S.VALID)]
 
@@ -141,8 +141,8 @@ async def test_a_certificate_that_is_in_the_database_no_more_is_told_as_vanished
 class HeldBack(Readers):
     """A reader that keeps its answers back until the test lets them go."""
 
-    def __init__(self, where):
-        super().__init__(where)
+    def __init__(self, database):
+        super().__init__(database)
         self.asked = threading.Event()
         self.gate = threading.Event()
 
@@ -157,7 +157,7 @@ class HeldBack(Readers):
 
 
 async def hold(service):
-    held = HeldBack(str(service.path))
+    held = HeldBack(service.store.database)
     service.life.memory._readers = held
     return held
 
@@ -172,7 +172,7 @@ async def test_a_row_that_was_changed_while_it_was_read_is_read_again(service, o
     found = asyncio.ensure_future(memory.find(1))
     await asyncio.to_thread(held.asked.wait, 60)
     _, seq = other.change(1, S.REVOKED)
-    memory.change((1,), seq)
+    memory.change({1: seq})
     held.gate.set()
     assert (await found).state is S.REVOKED
     assert memory.peek(1).state is S.REVOKED
@@ -201,13 +201,13 @@ async def test_an_own_commit_that_is_told_late_does_not_undo_what_another_node_d
     memory.pin(1)
     await memory.find(1)
     _, seq = other.change(1, S.REVOKED)
-    memory.change((1,), seq)
-    memory.put(record, seq - 1)
+    memory.change({1: seq})
+    assert not memory.put(record, seq - 1)
     await until_read(service)
     assert memory.peek(1).state is S.REVOKED
     # Or the row was read already, and the number has not come yet.
-    memory._passed = 0
-    memory.put(record, seq - 1)
+    memory._pinned[1].seq = 0
+    assert not memory.put(record, seq - 1)
     await until_read(service)
     assert memory.peek(1).state is S.REVOKED
 
@@ -224,7 +224,7 @@ async def test_what_could_not_be_read_again_stays_uncertain_until_it_is_read(ser
 
     read = service.readers.read
     service.readers.read = lambda _job: read(lost)
-    memory.change((1,))
+    memory.change({1: 99})
     await until_read(service)
     memory.try_again()
     await until_read(service)
@@ -292,3 +292,26 @@ async def test_a_question_that_cannot_be_asked_fails_alone(service):
 async def test_readers_cannot_write(service):
     with pytest.raises(StoreError, match="readonly"):
         await service.readers.read(lambda c: c.exec_driver_sql("DELETE FROM certs"))
+
+
+async def test_an_own_commit_is_not_read_again_when_its_record_comes(service):
+    questions = []
+    read = service.readers.read
+    service.readers.read = lambda job: (questions.append(job), read(job))[1]
+    memory = service.life.memory
+    for serial in (1, 2):
+        await service.life.create(asked(serial), ALICE)
+    memory.pin(1)
+    memory.change({1: 1, 2: 2})
+    assert memory.is_certain(1)
+    assert memory.is_certain(2)
+    assert not questions
+
+
+async def test_an_own_commit_behind_which_another_node_has_changed_the_same_is_not_kept(service, other):
+    record = await service.life.create(asked(1), ALICE)
+    memory = fresh(service)
+    _, seq = other.change(1, S.REVOKED)
+    memory.change({1: seq})
+    assert memory.put(record, seq - 1)
+    assert (await memory.find(1)).state is S.REVOKED

@@ -181,7 +181,7 @@ async def test_what_ended_while_the_service_was_down_is_told_and_recorded_after_
     clock = Clock(datetime(2026, 4, 10, tzinfo=UTC))
     store = Store(str(path), KEPT_ISSUER)
     store.open()
-    readers = Readers(str(path))
+    readers = Readers(store.database)
     try:
         told = []
         lifecycle = Lifecycle(store, Journal(str(path) + ".revoked", KEPT_ISSUER), clock, readers)

@@ -1,0 +1,307 @@
+"""A commit whose answer is lost is done once, and told once; without its database a service does nothing and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from appliance.certs.status import CertState
+from appliance.cms.audit import verify_audit
+from appliance.cms.dialect import Login
+from appliance.cms.nodes import Nodes
+from appliance.cms.store import Store
+from appliance.cms.transaction import CertRecord
+from appliance.errors import ConfigurationError, DatabaseLost, RequestRefused
+from tests.helpers.postgres import Server, raw
+from tests.helpers.proxy import Proxy
+
+MORE = {"cn": "a", "o": "", "ou": "", "c": "", "created": 0, "key_id": ""}
+ISSUER = "01234567"
+COMMIT = b"COMMIT\0"
+
+
+def record(serial: int) -> CertRecord:
+    return CertRecord(serial, f"{serial}\x1f\x1f\x1f", "client", "std", 0, 10, 0, CertState.VALID, 0, True, 1)
+
+
+def issue(serial: int, calls: list[int] | None = None):
+    """A job as the service has them: it looks, refuses what is there, and writes."""
+
+    def job(transaction):
+        if calls is not None:
+            calls.append(serial)
+        if transaction.get(serial) is not None:
+            raise RequestRefused(f"{serial} is there")
+        made = transaction.add(record(serial), MORE)
+        transaction.audit(1, "create", serial, {})
+        return made.serial
+
+    return job
+
+
+class Site:
+    """A node behind a proxy, and the database behind that."""
+
+    def __init__(self, server: Server, *, wait_s: float = 30.0, node: str = "a") -> None:
+        self.server = server
+        self.name = server.new()
+        self.proxy = Proxy(server.port)
+        self.store = self.another(node, wait_s=wait_s, port=self.proxy.port)
+
+    def another(self, node: str, *, wait_s: float = 30.0, port: int = 0) -> Store:
+        """A store of a further node, without the proxy unless its port is named."""
+        url = self.server.url(self.name, host="127.0.0.1", port=port)
+        store = Store(url, ISSUER, login=Login(node=node), wait_s=wait_s)
+        store.open()
+        if node:
+            store.run(lambda transaction: Nodes(store)._record(transaction.connection, ""))
+        store.start()
+        return store
+
+    @property
+    def where(self) -> str:
+        return self.server.url(self.name)
+
+    def serials(self) -> list[int]:
+        with raw(self.where) as db:
+            return [row[0] for row in db.execute("SELECT serial FROM certs ORDER BY serial").fetchall()]
+
+    def close(self) -> None:
+        self.store.close()
+        self.proxy.close()
+        self.server.drop(self.name)
+
+
+@pytest.fixture
+def site(postgres):
+    made = Site(postgres)
+    yield made
+    made.close()
+
+
+async def test_a_commit_whose_answer_is_lost_is_done_once_and_told_once(site):
+    calls: list[int] = []
+    assert await site.store.submit(issue(1)) == 1
+    site.proxy.swallow_answer_to(COMMIT)
+    assert await site.store.submit(issue(2, calls)) == 2
+    assert site.proxy.swallowed.is_set()
+    assert calls == [2], "the database was asked what became of the first time"
+    assert await site.store.submit(issue(3)) == 3
+    assert site.serials() == [1, 2, 3]
+    assert verify_audit(site.where).records == 3
+    assert site.store.database.reconnects == 1
+
+
+async def test_all_jobs_of_a_group_are_told_what_became_of_it(site):
+    held = threading.Event()
+    first = site.store.submit(lambda _: held.wait(30))
+    jobs = [asyncio.ensure_future(site.store.submit(issue(n))) for n in range(1, 21)]
+    site.proxy.swallow_answer_to(COMMIT)
+    held.set()
+    await first
+    assert await asyncio.gather(*jobs) == list(range(1, 21))
+    assert site.serials() == list(range(1, 21))
+
+
+async def test_what_was_lost_before_its_commit_is_done_again(site):
+    calls: list[int] = []
+    await site.store.submit(issue(1))
+    site.proxy.swallow_answer_to(b"INSERT INTO certs")
+    assert await site.store.submit(issue(2, calls)) == 2
+    assert calls == [2, 2]
+    assert site.serials() == [1, 2]
+    assert verify_audit(site.where).intact
+
+
+async def test_a_command_without_a_node_is_told_that_nobody_knows(postgres):
+    site = Site(postgres, node="")
+    try:
+        site.proxy.swallow_answer_to(COMMIT)
+        with pytest.raises(
+            DatabaseLost, match="it is not known whether this was done; ask again, it is safe"
+        ):
+            await site.store.submit(issue(1))
+    finally:
+        site.close()
+
+
+async def test_jobs_wait_for_a_lost_database_and_are_refused_when_it_stays_away(postgres):
+    site = Site(postgres, wait_s=0.5)
+    try:
+        await site.store.submit(issue(1))
+        site.proxy.cut()
+        with pytest.raises(DatabaseLost, match="nothing was done"):
+            await site.store.submit(issue(2))
+        assert site.store.database.state == "lost"
+        assert not site.store.healthy
+        # One that waits behind another is refused in time, too, and never done.
+        results = await asyncio.gather(*(site.store.submit(issue(n)) for n in (3, 4)), return_exceptions=True)
+        assert [type(result) for result in results] == [DatabaseLost, DatabaseLost]
+        site.proxy.mend()
+        await until_works(site.store, 5)
+        assert site.serials() == [1, 5]
+        assert site.store.healthy
+    finally:
+        site.close()
+
+
+async def until_works(store: Store, serial: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await store.submit(issue(serial))
+            except DatabaseLost:
+                continue
+            return
+
+
+async def test_a_job_whose_waiter_was_told_that_nobody_knows_is_handed_over_when_it_turns_out_done(postgres):
+    site = Site(postgres, wait_s=0.5)
+    late: list[int] = []
+    site.store.unclaimed = late.append
+    try:
+        site.proxy.swallow_answer_to(COMMIT)
+
+        def job(transaction):
+            made = issue(1)(transaction)
+            site.proxy._is_cut = True  # what was asked for comes, and then nothing
+            return made
+
+        with pytest.raises(DatabaseLost, match="not known whether this was done"):
+            await site.store.submit(job)
+        assert site.serials() == [1]
+        site.proxy.mend()
+        await until_works(site.store, 2)
+        assert late == [1]
+        assert site.serials() == [1, 2]
+    finally:
+        site.close()
+
+
+async def test_two_nodes_write_one_after_the_other_and_each_sees_what_the_other_did(site):
+    other = site.another("b")
+    try:
+        done = await asyncio.gather(
+            *(store.submit(issue(n)) for n in range(1, 41) for store in (site.store, other)),
+            return_exceptions=True,
+        )
+        assert sorted(found for found in done if isinstance(found, int)) == list(range(1, 41))
+        assert sum(isinstance(found, RequestRefused) for found in done) == 40
+        found = verify_audit(site.where)
+        assert (found.intact, found.records) == (True, 40)
+    finally:
+        other.close()
+
+
+async def test_a_node_that_is_frozen_in_its_commit_gives_the_others_the_lock_back(site):
+    other = site.another("b")
+    held, entered = threading.Event(), threading.Event()
+
+    def frozen(_):
+        entered.set()
+        held.wait(60)
+
+    stuck = asyncio.ensure_future(site.store.submit(frozen))
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait, 30)
+        assert await other.submit(issue(1), patient=True) == 1
+    finally:
+        held.set()
+        await asyncio.gather(stuck, return_exceptions=True)
+        other.close()
+
+
+async def test_a_standby_that_does_not_take_writes_is_as_good_as_lost(site):
+    await site.store.submit(issue(1))
+    site.server.sql(f"ALTER DATABASE {site.name} SET default_transaction_read_only = on")
+    site.proxy.cut()
+    site.proxy.mend()
+    site.store.wait_s = 0.5
+    with pytest.raises(DatabaseLost, match="it is read-only"):
+        await site.store.submit(issue(2))
+    site.server.sql(f"ALTER DATABASE {site.name} RESET default_transaction_read_only")
+    site.store.wait_s = 30.0
+    assert await site.store.submit(issue(3)) == 3
+    assert site.serials() == [1, 3]
+
+
+# ---------------------------------------------------------------------- the database is another one, or older
+
+
+async def test_a_process_whose_database_is_exchanged_for_another_one_does_nothing_more(site):
+    await site.store.submit(issue(1))
+    site.server.sql(f"UPDATE meta SET value = '{uuid.uuid4()}' WHERE key = 'database_id'", site.name)
+    site.proxy.cut()
+    site.proxy.mend()
+    with pytest.raises(DatabaseLost, match="is another one than at the start"):
+        await site.store.submit(issue(2))
+    assert "must end" in site.store.fatal
+    assert not site.store.healthy
+    assert site.serials() == [1]
+
+
+async def test_a_database_that_has_lost_commits_is_made_good_before_anything_else_is_written(site):
+    restored, told = [], asyncio.Event()
+    site.store.on_restored = told.set
+
+    def make_good(transaction, last):
+        restored.append(last)
+        transaction.audit(2, "restored", None, {"seq": last[0]})
+
+    site.store.restored = make_good
+    for serial in (1, 2, 3):
+        await site.store.submit(issue(serial))
+    site.server.sql("DELETE FROM audit WHERE seq > 1", site.name)
+    site.server.sql("DELETE FROM certs WHERE serial > 1", site.name)
+    site.proxy.cut()
+    site.proxy.mend()
+    assert await site.store.submit(issue(4)) == 4
+    assert [seq for seq, _ in restored] == [3]
+    await told.wait()
+    with raw(site.where) as db:
+        assert [row[0] for row in db.execute("SELECT action FROM audit ORDER BY seq").fetchall()] == [
+            "create",
+            "restored",
+            "create",
+        ]
+    # It is told once, and a reconnection to the same history is none of it.
+    site.store.look_back()
+    await site.store.submit(issue(6))
+    site.proxy.cut()
+    site.proxy.mend()
+    await site.store.submit(issue(5))
+    assert len(restored) == 1
+
+
+async def test_records_that_others_wrote_or_pruned_meanwhile_are_no_loss(site):
+    restored = []
+    site.store.restored = lambda _, last: restored.append(last)
+    other = site.another("b")
+    try:
+        await site.store.submit(issue(1))
+        await other.submit(issue(2))
+        site.proxy.cut()
+        site.proxy.mend()
+        await site.store.submit(issue(3))
+        await other.submit(issue(4))
+        site.server.sql("DELETE FROM audit WHERE seq <= 3", site.name)
+        site.proxy.cut()
+        site.proxy.mend()
+        await site.store.submit(issue(5))
+        assert restored == []
+    finally:
+        other.close()
+
+
+def test_a_store_does_not_open_a_database_that_a_command_has_for_itself(site):
+    engine = sa.create_engine(site.where)
+    site.store.close()
+    with engine.connect() as alone:
+        assert alone.exec_driver_sql("SELECT pg_try_advisory_lock(37427)").scalar()
+        with pytest.raises(ConfigurationError, match="in use by a command that needs it alone"):
+            site.another("b")
+    engine.dispose()
