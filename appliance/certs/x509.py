@@ -43,6 +43,7 @@ __all__ = [
     "is_ca",
     "is_self_signed",
     "issuer_id",
+    "key_and_serial",
     "load_der",
     "load_pem_text",
     "names_status",
@@ -187,8 +188,24 @@ def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
         with quiet():
             return certificate.public_key()
     except UNREADABLE as exc:
-        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
-        raise CertificateError(msg) from exc
+        raise _unreadable_key(certificate, exc) from exc
+
+
+def key_and_serial(certificate: x509.Certificate) -> tuple[CertificatePublicKeyTypes, int]:
+    """Return a certificate's public key and its serial number, for callers that need both.
+
+    Raises:
+        CertificateError: The key cannot be read or is of an unknown kind.
+    """
+    try:
+        with quiet():
+            return certificate.public_key(), certificate.serial_number
+    except UNREADABLE as exc:
+        raise _unreadable_key(certificate, exc) from exc
+
+
+def _unreadable_key(certificate: x509.Certificate, why: Exception) -> CertificateError:
+    return CertificateError(f"the public key of {subject_text(certificate.subject)} cannot be read: {why}")
 
 
 def serial_number(certificate: x509.Certificate) -> int:
