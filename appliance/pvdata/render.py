@@ -6,6 +6,7 @@ Source: PVXS ``Value::Fmt`` (datafmt.cpp) and the programs' output; the vectors 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from appliance.errors import PVDataError
 from appliance.pvdata.bitset import iter_bits
@@ -16,6 +17,9 @@ from appliance.pvdata.value import Value, View
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    _Leaf = tuple[str, int, TypeDesc, str, str]
+    """What stands before a leaf's value (before the line of one that is no plain scalar), its number, type, name and indent."""
 
 __all__ = ["escape", "number", "render", "render_leaf", "render_type", "type_name"]
 
@@ -134,8 +138,13 @@ def render(value: Value | View, fmt: str = "delta", limit: int = 20, *, show_val
         if not show_value:
             return render_type(value.type)
         out: list[str] = []
-        content = value if isinstance(value.type, StructType) else value.store[0]
-        _tree(out, value.type, content, "", "", limit)
+        kind = value.type
+        if not isinstance(kind, StructType):
+            _tree(out, kind, value.store[0], "", "", limit)
+        elif kind.count <= _PLANNED:
+            _planned(out, kind, value.store, limit)
+        else:
+            _tree(out, kind, value, "", "", limit)
         return "".join(out)
     if fmt != "delta":
         raise PVDataError(f"the format is delta or tree, not {fmt!r}")
@@ -265,6 +274,51 @@ def _tree(out: list[str], t: TypeDesc | None, x: Any, name: str, indent: str, li
     else:
         assert isinstance(t, ArrayType)
         _tree_list(out, t, x, title, indent, limit)
+
+
+_PLANNED = 500
+"""Fields of a type up to which its lines are kept, so that not much memory is kept for a peer that sends ever new types."""
+
+
+@lru_cache(maxsize=64)
+def _plan(t: StructType) -> tuple[tuple[_Leaf, ...], str]:
+    """Return the leaves of a structure as a tree, and what stands after the last of them."""
+    leaves: list[_Leaf] = []
+    text: list[str] = []
+
+    def add(kind: TypeDesc, number: int, name: str, indent: str) -> None:
+        if kind.__class__ is ScalarType:
+            text.append(f"{type_name(kind)} {name} = ")
+        elif isinstance(kind, StructType):
+            struct(kind, number, f" {name}", indent)
+            return
+        leaves.append(("".join(text), number, kind, name, indent))
+        text.clear()
+
+    def struct(kind: StructType, number: int, title: str, indent: str) -> None:
+        text.append("struct" + (f' "{escape(kind.id)}"' if kind.id else "") + " {" + "\n" * bool(kind.fields))
+        deeper = indent + "    "
+        for name, child in kind.fields:
+            text.append(deeper)
+            add(child, number + kind.offsets[name], name, deeper)
+        text.append((indent if kind.fields else "") + f"}}{title}\n")
+
+    struct(t, 0, "", "")
+    return tuple(leaves), "".join(text)
+
+
+def _planned(out: list[str], t: StructType, store: list[Any], limit: int) -> None:
+    leaves, end = _plan(t)
+    for before, number_, kind, name, indent in leaves:
+        out.append(before)
+        x = store[number_]
+        if kind.__class__ is not ScalarType:
+            _tree(out, kind, x, name, indent, limit)
+        elif x.__class__ is str:
+            out.append(f'"{escape(x)}"\n')
+        else:
+            out.append(number(x) + "\n")
+    out.append(end)
 
 
 def _tree_struct(out: list[str], t: StructType, x: Any, title: str, indent: str, limit: int) -> None:

@@ -74,10 +74,10 @@ class Home:
         )
         self.names = Names()
 
-    async def make(self) -> None:
-        """Ask for the first certificate."""
+    async def make(self, *, if_due: bool = False) -> None:
+        """Ask for a certificate."""
         asking = self.requester
-        await asking.request(std_request(asking.settings, now=asking.now()), subject=None)
+        await asking.request(std_request(asking.settings, now=asking.now()), subject=None, if_due=if_due)
 
 
 @contextlib.asynccontextmanager

@@ -102,6 +102,9 @@ async def test_keychains_go_over_by_themselves_and_a_monitor_reconnects_once_for
                 assert stays.channel("pv").peer.is_tls
             async with plain(service) as anyone:
                 assert (await anyone.get(keychain(left.path).status_pv))["renewal_due"] is True
+            # Its timer asks when it looks the next time.
+            await left.make(if_due=True)
+            assert keychain(left.path).anchors == (root,)
             assert of_ioc.kept[0].facts.cadence is None, "and the new certificate need not be renewed"
 
 
