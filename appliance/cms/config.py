@@ -433,9 +433,11 @@ def _checked_database(settings: CMSSettings, *, is_cluster: bool) -> list[str]:
                 key=key,
             )
         return []
-    from appliance.cms.dialect import check_url
+    from appliance.cms.dialect import Login, check_url, remember_login
 
-    return check_url(settings.db)
+    found = check_url(settings.db)
+    remember_login(settings.db, Login(settings.db_password, settings.db_tls_ca))
+    return found
 
 
 def _without_effect(arguments: argparse.Namespace | None, environ: Mapping[str, str]) -> list[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "is_sqlite",
     "kind_of",
     "reason",
+    "remember_login",
     "shown",
 ]
 
@@ -61,6 +62,14 @@ class Login(NamedTuple):
     """File of the authorities that may have signed the server's certificate; empty: those of the system."""
     node: str = ""
     """Name of this node, which the server shows to its administrator."""
+
+
+_logins: Final[dict[str, Login]] = {}
+
+
+def remember_login(where: str, login: Login) -> None:
+    """Have `engine_for` use what the configuration says about a server, so that commands need only the URL."""
+    _logins[where] = login
 
 
 def is_sqlite(where: str) -> bool:
@@ -142,7 +151,9 @@ def engine_for(
 ) -> sa.Engine:
     """Return an engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
     if not is_sqlite(where):
-        return _server_engine(where, read_only=read_only, role=role, login=login or Login())
+        return _server_engine(
+            where, read_only=read_only, role=role, login=login or _logins.get(where, Login())
+        )
     mode = "?mode=ro" if read_only else ""
     # As a URI, because the path may have any characters.
     from urllib.parse import quote

@@ -31,7 +31,7 @@ from appliance.cms.transaction import StoreError
 from appliance.daemon.audit import GENESIS
 from appliance.errors import ApplianceError, DatabaseLost
 
-__all__ = ["FRESH_S", "Feed", "OthersRevocations"]
+__all__ = ["ENDS", "FRESH_S", "Feed", "OthersRevocations"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ _AGAIN_S: Final = 1.0
 _AT_ONCE: Final = 5000
 _NO_CHANGE: Final = frozenset(("refuse", "prune"))
 """Actions that leave every certificate as it is. What a later release does is taken for a change."""
-_ENDS: Final = frozenset(("revoke", "deny", "lapse"))
+ENDS: Final = ("revoke", "deny", "lapse")
+"""Actions after which a certificate may be REVOKED."""
 _A: Final = audit.c
 _HEAD: Final = sa.select(_A.seq, _A.hash).order_by(_A.seq.desc()).limit(1)
 _NEWS: Final = (
@@ -335,7 +336,7 @@ def _look(connection: sa.Connection, last: tuple[int, str] | None) -> _Found:
         rows[-1].seq,
         rows[-1].hash,
         {int(row.serial): int(row.seq) for row in news},
-        tuple(int(row.serial) for row in news if row.action in _ENDS),
+        tuple(int(row.serial) for row in news if row.action in ENDS),
         is_more=len(rows) == _AT_ONCE,
     )
 

@@ -18,7 +18,7 @@ from appliance.cms import schema
 from appliance.cms.database import Backoff
 from appliance.cms.schema import nodes
 from appliance.cms.store import Store
-from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
+from appliance.errors import ApplianceError, ConfigurationError
 from appliance.version import __version__
 
 __all__ = ["Member", "Nodes", "members"]
@@ -191,11 +191,14 @@ class Nodes:
                 if self._connection is None:
                     connection = database.connect("nodes")
                     try:
-                        if not self._lock(connection):
-                            raise DatabaseLost("the former session of this node has not ended yet")  # noqa: TRY301
+                        is_mine = self._lock(connection)
                     except BaseException:
                         connection.close()
                         raise
+                    if not is_mine:  # the server has not noticed yet that the former session has ended
+                        connection.close()
+                        pause = backoff.next_s()
+                        continue
                     self._connection = connection
                 self._beat(self._connection)
             except (sa.exc.SQLAlchemyError, ApplianceError) as error:

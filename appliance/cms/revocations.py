@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from appliance.certs.status import CertState
 from appliance.cms import schema
+from appliance.cms.feed import ENDS
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
@@ -27,7 +28,6 @@ _KEY: Final = "journal"
 _BATCH: Final = 500
 _C: Final = schema.certs.c
 _A: Final = schema.audit.c
-_ENDS: Final = ("revoke", "deny", "lapse")
 _REVOKED: Final = sa.select(_C.serial, _C.state_date, _C.barred).where(
     _C.issuer.in_(sa.bindparam("by", expanding=True)), _C.state == CertState.REVOKED.value
 )
@@ -127,7 +127,7 @@ class Revocations:
         if checkpoint is None:
             found = list(connection.execute(_REVOKED, {"by": by}))
         else:
-            later = sa.select(_A.serial).where(_A.seq > checkpoint.seq, _A.action.in_(_ENDS), _A.serial != "")
+            later = sa.select(_A.serial).where(_A.seq > checkpoint.seq, _A.action.in_(ENDS), _A.serial != "")
             numbers = [int(serial) for (serial,) in connection.execute(later)]
             found = [
                 row

@@ -41,6 +41,8 @@ __all__ = [
 HEAD: Final = "0004"
 """The revision that this code needs: the last file in ``migrations/versions``."""
 
+VERSIONS: Final[list[str]] = []
+"""Directories with further revisions: a test has those of the next release."""
 metadata: Final = MetaData()
 _log: Final = logging.getLogger(__name__)
 
@@ -236,7 +238,10 @@ def _upgrade(connection: Connection) -> None:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    here = Path(__file__).with_name("migrations")
+    config.set_main_option("script_location", str(here))
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("version_locations", "\n".join((str(here / "versions"), *VERSIONS)))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 

@@ -54,7 +54,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import try_pin
 from appliance.cms.store import Store
-from appliance.cms.transaction import Transaction
+from appliance.cms.transaction import CertRecord, Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
@@ -72,6 +72,8 @@ _SURE_S: Final = 2.0
 """Seconds for which a node must have had its database again before it answers searches."""
 _GIVES_UP_S: Final = 10.0
 """Seconds without the database after which clients are sent to other nodes."""
+_AT_ONCE_S: Final = 0.1
+"""Seconds that a request waits for a database that has been away for longer than that."""
 _AWAY_AT_ONCE: Final = 200
 _AWAY_PAUSE_S: Final = 0.1
 """How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
@@ -176,6 +178,12 @@ class CertificateService:
 
         store.restored = self._make_good
         store.on_restored = self.lifecycle.memory.change_all
+        store.unclaimed = self._unclaimed
+
+    def _unclaimed(self, result: object) -> None:
+        """Doubt a new certificate whose requester was told that nobody knows what became of the request."""
+        if isinstance(result, CertRecord) and result.delivered == 0:
+            self.tasks.start(None, self.lifecycle.doubt(result.serial))
 
     def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
         """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
@@ -489,6 +497,9 @@ class CertificateService:
         able, server = self.is_able(), self.server
         if server is None or (able and self._was_able):
             return
+        # Who asks now would wait for nothing.
+        waits_s = self.settings.db_wait_s
+        self.store.wait_s = min(waits_s, _AT_ONCE_S) if self._gives_up() else waits_s
         if able:
             server.change_count += 1
             if server._announcer is not None:

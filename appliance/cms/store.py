@@ -176,17 +176,7 @@ class Store:
                 self._share(self._connection, is_start=True)
             else:
                 self._connection = self.database.connect("writer")
-            with self._connection.begin():
-                if self.beside and not schema.is_usable(self._connection):
-                    raise ConfigurationError(  # noqa: TRY301 - the handler below closes what is open
-                        f"the database {self._shown()} is in use by a pvacms of another version; stop that one first"
-                    )
-                if self.database.is_server and not schema.is_usable(self._connection):
-                    # Two nodes of a new release that start together must not both migrate.
-                    self._connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-                    self._connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
-                self.created = schema.migrate(self._connection, where=self._shown())
-                self._id = schema.known(self._connection, "database_id")
+            self._migrate(self._connection)
             if is_sqlite(self.where):
                 os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
                 self._in_use.remember(self.where, self.where + ".lock")
@@ -229,6 +219,29 @@ class Store:
         # The database is created with a mode for its owner only, so it is never readable by others.
         with contextlib.suppress(OSError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def _migrate(self, connection: sa.Connection) -> None:
+        end = time.monotonic() + self.start_s
+        while True:
+            try:
+                with connection.begin():
+                    if self.beside and not schema.is_usable(connection):
+                        raise ConfigurationError(
+                            f"the database {self._shown()} is in use by a pvacms of another version; stop that one first"
+                        )
+                    if self.database.is_server and not schema.is_usable(connection):
+                        # Two nodes of a new release that start together must not both migrate. A node that works holds its rows
+                        # for a moment only, so what it keeps from being changed is tried again.
+                        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                        connection.exec_driver_sql("SET LOCAL lock_timeout = 2000")
+                        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
+                    self.created = schema.migrate(connection, where=self._shown())
+                    self._id = schema.known(connection, "database_id")
+            except sa.exc.DBAPIError as error:
+                if kind_of(error) != "busy" or time.monotonic() >= end:
+                    raise
+            else:
+                return
 
     # -- a database server -------------------------------------------------------------------------
 

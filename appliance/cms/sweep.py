@@ -6,9 +6,10 @@ A change by the clock is valid without a record. The record is for the database'
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -30,7 +31,11 @@ _RANK_S: Final = 2.0
 """Seconds that each further node leaves to those before it."""
 _DUE: Final = (
     sa.select(certs.c.serial)
-    .where(certs.c.next_at.is_not(None), certs.c.next_at <= sa.bindparam("now"))
+    .where(
+        certs.c.next_at.is_not(None),
+        certs.c.next_at <= sa.bindparam("now"),
+        certs.c.issuer.in_(sa.bindparam("by", expanding=True)),
+    )
     .order_by(certs.c.next_at)
     .limit(_AT_ONCE)
 )
@@ -87,9 +92,9 @@ class Sweep:
         done: set[int] = set()
         try:
             while True:
-                due = waiting[:_AT_ONCE] or await self._readers.read(
-                    lambda connection: list(connection.scalars(_DUE, {"now": limit}))
-                )
+                # What another authority has issued, which this service does not hold, is left to others.
+                what = {"now": limit, "by": [*self._store.authorities]}
+                due = waiting[:_AT_ONCE] or await self._readers.read(partial(_due, what=what))
                 waiting = waiting[_AT_ONCE:]
                 serials = [serial for serial in due if serial not in done]
                 if serials:
@@ -146,6 +151,10 @@ class Sweep:
         record = transaction.change(recorded, state, at=at, approved=recorded.approved)
         transaction.audit(at, "clock", serial, {"state": state.value})
         return record
+
+
+def _due(connection: sa.Connection, what: Mapping[str, Any]) -> list[int]:
+    return list(connection.scalars(_DUE, what))
 
 
 def _nobody(waited_s: int) -> str:

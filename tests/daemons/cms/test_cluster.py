@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from appliance.authn.jwt.config import JWTConfig
+from appliance.certs.keychain import dump_trust_anchors, load_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import OCSPState
@@ -11,9 +13,11 @@ from appliance.client import Disconnected
 from appliance.cms.audit import verify_audit
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cluster import client_of, cluster
-from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, secure
+from tests.helpers.cms import Clock, admin_keychain, ccr, jwt_request, keychain_of, pem, secure
 from tests.helpers.live import until
 from tests.helpers.postgres import raw
+from tests.helpers.tokens import NOW, jwks_issuer
+from tests.helpers.tokens import running as running_idp
 
 OPEN = {"require_client_approval": False, "require_server_approval": False, "require_ioc_approval": False}
 PATIENT_S = 60
@@ -185,3 +189,46 @@ async def test_each_node_has_the_revocations_of_all_in_its_journal(tmp_path, db)
         await b.start()
         assert second["serial"] in b.service.journal.known
         await b.service.lifecycle.revocations.checkpoint()
+
+
+async def test_a_token_that_was_used_at_one_node_is_used_at_the_other(tmp_path, db):
+    async with running_idp() as idp:
+        jwt = JWTConfig(issuers=(jwks_issuer(idp),), peer_per_minute=0.0)
+        async with cluster(tmp_path, db, clock=Clock(NOW), jwt=jwt) as (a, b):
+            trust = load_keychain(dump_trust_anchors([a.service.authority.root]))
+            token = idp.token()
+            async with secure(a.service, trust) as at_a, secure(b.service, trust) as at_b:
+                assert (await at_a.rpc("CERT:CREATE", jwt_request(token)))["state"] == "VALID"
+                other = jwt_request(token, pem(generate_key("ec-p256")))
+                with pytest.raises(RemoteError, match="used before"):
+                    await at_b.rpc("CERT:CREATE", other)
+
+
+async def test_requests_that_wait_are_counted_at_all_nodes_together(tmp_path, db, monkeypatch):
+    monkeypatch.setattr("appliance.cms.waiting._MOST_OF_ONE", 2)
+    async with cluster(tmp_path, db) as (a, b), client_of(a) as at_a, client_of(b) as at_b:
+        for context, name in ((at_a, "x"), (at_b, "y")):
+            reply = await context.rpc("CERT:CREATE", ccr(name, key=generate_key("ec-p256")))
+            assert reply["state"] == "PENDING_APPROVAL"
+        for context in (at_a, at_b):
+            with pytest.raises(RemoteError, match="2 requests wait for approval"):
+                await context.rpc("CERT:CREATE", ccr("z", key=generate_key("ec-p256")))
+
+
+async def test_health_and_metrics_tell_of_the_nodes_and_of_what_is_watched(tmp_path, db):
+    async with cluster(tmp_path, db, **OPEN) as (a, b), client_of(a) as at_a:
+        reply = await at_a.rpc("CERT:CREATE", ccr())
+        await until(lambda: len(a.service.nodes.alive) == 2, PATIENT_S)
+        async with at_a.monitor(reply["status_pv"]) as updates:
+            await anext(updates)
+            await a.service.health.check()
+            health, metrics = await at_a.get("CERT:HEALTH"), await at_a.get("CERT:METRICS")
+        assert (health["value.index"], health["cluster_mode"], health["cluster_members"]) == (1, True, 2)
+        assert metrics["certs_watched"] >= 1
+        await b.stop()
+        await until(lambda: a.service.nodes.alive == ["a"], PATIENT_S)
+        await a.service.health.check()
+        health = await at_a.get("CERT:HEALTH")
+        assert (health["value.index"], health["cluster_members"]) == (1, 1), (
+            "a missing node is no fault of this one"
+        )

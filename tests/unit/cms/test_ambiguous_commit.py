@@ -14,7 +14,7 @@ from appliance.cms.audit import verify_audit
 from appliance.cms.dialect import Login
 from appliance.cms.nodes import Nodes
 from appliance.cms.store import Store
-from appliance.cms.transaction import CertRecord
+from appliance.cms.transaction import CertRecord, StoreError
 from appliance.errors import ConfigurationError, DatabaseLost, RequestRefused
 from tests.helpers.postgres import Server, raw
 from tests.helpers.proxy import Proxy
@@ -227,6 +227,38 @@ async def test_a_standby_that_does_not_take_writes_is_as_good_as_lost(site):
     site.store.wait_s = 30.0
     assert await site.store.submit(issue(3)) == 3
     assert site.serials() == [1, 3]
+
+
+async def test_a_full_disk_of_the_server_refuses_what_does_not_fit_and_loses_nothing(site):
+    """The server says so with SQLSTATE 53100, here from a trigger: no disk has to be full for that."""
+    await site.store.submit(issue(1))
+    site.server.sql(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+        "'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$",
+        site.name,
+    )
+    site.server.sql(
+        "CREATE TRIGGER full_disk BEFORE INSERT ON certs FOR EACH ROW WHEN (NEW.serial = 2) EXECUTE FUNCTION full_disk()",
+        site.name,
+    )
+    held = threading.Event()
+    first = site.store.submit(lambda _: held.wait(30))
+    jobs = [asyncio.ensure_future(site.store.submit(issue(n))) for n in (2, 3)]
+    held.set()
+    await first
+    done = await asyncio.gather(*jobs, return_exceptions=True)
+    assert isinstance(done[0], StoreError)
+    assert "No space left on device; nothing was done" in str(done[0])
+    assert done[1] == 3
+    assert site.store.database.state == "up", "the server is there"
+    with pytest.raises(StoreError):
+        await site.store.submit(issue(2))
+    assert not site.store.healthy, "until something of the service's own is committed"
+    site.server.sql("DROP TRIGGER full_disk ON certs", site.name)
+    assert await site.store.submit(issue(2)) == 2
+    assert site.store.healthy
+    assert site.serials() == [1, 2, 3]
+    assert verify_audit(site.where).records == 3
 
 
 # ---------------------------------------------------------------------- the database is another one, or older

@@ -1,11 +1,14 @@
 """Databases of earlier versions are brought up to date, with what was revoked in them."""
 
+import ast
+import re
 import shutil
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 import sqlalchemy as sa
 
 from appliance.certs.status import CertState
@@ -94,6 +97,29 @@ def differences(connection):
 
 def known_facts(connection):
     return dict(tuple(row) for row in connection.execute(sa.select(schema.meta.c.key, schema.meta.c.value)))
+
+
+PERMITTED = {"add_column", "create_table", "create_index", "bulk_insert", "get_bind", "execute"}
+SHARED = sorted(
+    file
+    for file in (Path(schema.__file__).parent / "migrations/versions").glob("[0-9]*.py")
+    if file.stem >= "0004"
+)
+"""The revisions since several nodes may share a database."""
+
+
+@pytest.mark.parametrize("file", SHARED, ids=lambda file: file.stem)
+def test_a_revision_only_adds_so_that_the_release_before_still_works(file):
+    """What is dropped is dropped a release later, by a revision that raises ``schema_oldest``."""
+    for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+        if not (isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "op"):
+            continue
+        assert call.func.attr in PERMITTED, ast.unparse(call)
+        if call.func.attr == "execute":
+            assert re.match("UPDATE certs SET next_at|CREATE UNLOGGED TABLE", ast.literal_eval(call.args[0]))
+        if call.func.attr == "add_column":
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.args[1].keywords}
+            assert given["nullable"] == "True" or "server_default" in given, ast.unparse(call)
 
 
 # ---------------------------------------------------------------------- a database of the release before renewals
