@@ -45,6 +45,7 @@ from appliance.certs.x509 import (
 )
 from appliance.cms.authorities import Authority, KnownAuthority, bundle, introduce, known_authorities
 from appliance.cms.config import CMSSettings, parse_password_file
+from appliance.cms.dialect import is_sqlite
 from appliance.cms.issuing import new_serial
 from appliance.cms.setup import ensure_authority, make_directory, say, self_test
 from appliance.cms.signing import open_signer
@@ -109,7 +110,8 @@ def _request_key(settings: CMSSettings, *, make: bool = False) -> CertificateIss
         key = generate_key(settings.key_algorithm)
         make_directory(path)
         encryption = BestAvailableEncryption(secret) if secret else NoEncryption()
-        write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+        plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+        write_private(path, plain, owner=_owner(path))
         say(f"Key of the request      : {path}")
         return key
     read = read_private(path, _LIMIT)
@@ -120,6 +122,14 @@ def _request_key(settings: CMSSettings, *, make: bool = False) -> CertificateIss
             f"the key of the request cannot be read with the password of the authority's keychain: {error}",
             file=path,
         ) from error
+
+
+def _owner(path: str) -> tuple[int, int] | None:
+    """Return whose a new secret is: if root runs the command, the service's, whose directory it is."""
+    if os.geteuid() != 0:
+        return None
+    directory = os.stat(os.path.dirname(path) or ".")  # noqa: PTH116, PTH120 - text in
+    return directory.st_uid, directory.st_gid
 
 
 def _password(settings: CMSSettings) -> Secret:
@@ -150,6 +160,7 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
         self_test(authority, now)
         former = _present(settings, now)
         if former is not None:
+            _check_database(settings)
             _check_introduced(authority, former)
         path = settings.authority_file
         if os.path.lexists(path):
@@ -219,6 +230,15 @@ def _present(settings: CMSSettings, now: datetime) -> Authority | None:
     return ensure_authority(settings, now, may_make=False)
 
 
+def _check_database(settings: CMSSettings) -> None:
+    """Refuse to make another authority before the service has used the present one: it would be the database's first."""
+    if is_sqlite(settings.db) and not os.path.lexists(settings.db):
+        raise ConfigurationError(
+            "there is no database yet, and another authority is introduced to it; start pvacms once with the present one",
+            file=settings.db,
+        )
+
+
 def _check_introduced(authority: Authority, former: Authority) -> None:
     """Refuse a new root that the old one does not introduce: every end would have to learn of it first."""
     new, old = authority.root, former.root
@@ -250,7 +270,7 @@ def _save_new(
     issuer = authority.issuer
     keychain = Keychain(key, issuer.certificate, issuer.chain, (authority.root,), issuer.crossed)
     make_directory(path)
-    write_private(path, dump_keychain(keychain, password))
+    write_private(path, dump_keychain(keychain, password), owner=_owner(path))
     say(f"Keychain file created   : {path}")
 
 
@@ -279,6 +299,7 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
             "the authority is an intermediate one, and its root's key is not here; use --make-csr, have the root sign it, and "
             "install what comes back with --install-chain"
         )
+    _check_database(settings)
     self_test(former, now)
     old = former.issuer
     key = generate_key(settings.key_algorithm)
@@ -371,12 +392,14 @@ def print_bundle(settings: CMSSettings, now: datetime) -> None:
     if authority is None:
         raise ConfigurationError("there is no authority yet", file=settings.authority_file)
     with contextlib.closing(authority.issuer.signer):
-        store = Store(settings.db, authority.issuer_id)
-        store.open(beside=True)
-        try:
-            known = store.run(lambda transaction: known_authorities(transaction.connection))
-        finally:
-            store.close()
+        known: dict[str, KnownAuthority] = {}
+        if not is_sqlite(settings.db) or os.path.lexists(settings.db):
+            store = Store(settings.db, authority.issuer_id)
+            store.open(beside=True)
+            try:
+                known = store.run(lambda transaction: known_authorities(transaction.connection))
+            finally:
+                store.close()
         known.setdefault(
             authority.issuer_id,
             KnownAuthority(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from appliance.cms.transaction import Job
 from appliance.errors import DatabaseLost
 
-__all__ = ["Again", "Question", "Results", "Unsure", "Waiting", "merged"]
+__all__ = ["NOT_KNOWN", "Again", "Question", "Results", "Unsure", "Waiting", "merged"]
 
+NOT_KNOWN: Final = "it is not known whether this was done"
 Results = list[tuple[Any, Exception | None]]
 
 
@@ -62,7 +63,7 @@ class Waiting:
     def fate(self) -> str:
         """What is known of the job when its waiter gives up."""
         if self.is_open:
-            return "it is not known whether this was done; ask again, it is safe"
+            return f"{NOT_KNOWN}; ask again, it is safe"
         return "nothing was done"
 
 

@@ -24,6 +24,7 @@ from appliance.certs.x509 import (
     shown_id,
 )
 from appliance.cms.issuing import Issued, Issuing
+from appliance.cms.jobs import NOT_KNOWN
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rates, SharedLimits
 from appliance.cms.model import (
@@ -38,7 +39,7 @@ from appliance.cms.policy import Names, Policy
 from appliance.cms.publisher import Publisher, StatusPV
 from appliance.cms.transaction import CertRecord, StoreError
 from appliance.config.zones import time_zone
-from appliance.errors import ApplianceError, ConfigurationError, RequestRefused, TokenRefused
+from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
 from appliance.pvdata import StructType, Value
@@ -357,14 +358,15 @@ class StatusCommands:
                 record = await lifecycle.deny(serial, actor)
             else:
                 record = await lifecycle.revoke(serial, actor, "by its owner" if owns else "")
-        except StoreError as error:
+        except (StoreError, DatabaseLost) as error:
             # The audit, which is in the same database, cannot record it.
             if not self._failures.take(""):
                 told = {
                     "event": "command-failed", "command": wanted, "cert_id": identifier, **peer.facts()
                 }  # fmt: skip
+                became = "may have been done or not" if NOT_KNOWN in str(error) else "was NOT done"
                 _log.error(
-                    "%s of %s by %s was NOT done: %s", wanted, identifier, peer.account, error, extra=told
+                    "%s of %s by %s %s: %s", wanted, identifier, peer.account, became, error, extra=told
                 )
             raise
         told = {

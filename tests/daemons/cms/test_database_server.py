@@ -13,10 +13,11 @@ import pytest
 
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
+from appliance.cms.jobs import NOT_KNOWN
 from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
-from appliance.errors import ConfigurationError
-from tests.helpers.cms import Process, ccr, client, plain, running
+from appliance.errors import ConfigurationError, DatabaseLost, RemoteError
+from tests.helpers.cms import Process, admin_keychain, ccr, client, plain, running, secure
 from tests.helpers.postgres import PASSWORD, Engine, Server, raw
 
 URL = "postgresql+psycopg://pvacms@127.0.0.1:{port}/{name}"
@@ -147,6 +148,29 @@ async def test_what_a_database_has_lost_while_the_service_runs_is_recorded_again
         assert "the database was older than before" in told["alarm.message"]
     assert verify_audit(made.db(tmp_path)).intact
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("fate", "logged"),
+    [
+        (f"{NOT_KNOWN}; ask again, it is safe", "may have been done or not"),
+        ("nothing was done", "was NOT done"),
+    ],
+)
+async def test_what_became_of_a_revocation_while_the_database_was_lost_is_logged_as_it_is(
+    tmp_path, monkeypatch, caplog, fate, logged
+):
+    async def lost(*_):
+        raise DatabaseLost(f"the certificate database cannot be reached; {fate}")
+
+    async with running(tmp_path, require_client_approval=False) as service:
+        async with plain(service) as anyone:
+            reply = await anyone.rpc("CERT:CREATE", ccr("alice"))
+        monkeypatch.setattr(service.lifecycle, "revoke", lost)
+        async with secure(service, admin_keychain(tmp_path)) as administrator:
+            with pytest.raises(RemoteError, match=fate):
+                await administrator.put(reply["status_pv"], {"state": "REVOKED"})
+    assert logged in caplog.text
 
 
 def refused(node: Node, *arguments: str) -> str:

@@ -124,9 +124,10 @@ def test_a_later_schema_and_a_foreign_database_are_refused(tmp_path):
         process.stop()
     with sqlite3.connect(db) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE meta SET value = '9999' WHERE key = 'schema_oldest'")
     connection.close()
     status, _, log = once(tmp_path)
-    assert (status, "later version" in log) == (1, True)
+    assert (status, "needs a later pvacms" in log) == (1, True)
     other = tmp_path / "other.db"
     with sqlite3.connect(other) as connection:
         connection.execute("CREATE TABLE certs(serial INTEGER)")

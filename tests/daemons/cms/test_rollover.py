@@ -1,5 +1,6 @@
 """A new authority takes over from one whose certificates still live: both statuses, one service, and an end."""
 
+import os
 import subprocess
 from datetime import timedelta
 
@@ -278,6 +279,29 @@ def test_a_new_root_needs_the_key_of_the_old_one(tmp_path):
         new_authority(effective(tmp_path).settings, Clock()())
     with pytest.raises(ConfigurationError, match="there is no authority yet"):
         new_authority(effective(tmp_path / "empty").settings, Clock()())
+
+
+def test_a_new_authority_is_introduced_to_a_database_that_the_present_one_has_used(tmp_path, capsys):
+    root = pki.site().ca
+    pki.write_keychain(tmp_path / "cert_auth.p12", make_keychain(root.key, [root.certificate]))
+    settings = effective(tmp_path, db=str(tmp_path / "certs.db")).settings
+    with pytest.raises(ConfigurationError, match="there is no database yet"):
+        new_authority(settings, Clock()())
+    assert not successors(tmp_path), "nothing was made"
+    print_bundle(settings, Clock()())
+    assert x509.load_pem_x509_certificates(capsys.readouterr().out.encode()) == [root.certificate]
+    assert not (tmp_path / "certs.db").exists()
+
+
+def test_what_root_makes_belongs_to_the_service(tmp_path):
+    """An administrator may be root."""
+    root = os.geteuid() == 0
+    os.chown(tmp_path, 4711 if root else -1, 4712 if root else -1)
+    make_request(effective(tmp_path).settings, str(tmp_path / "ca.csr"))
+    key = (tmp_path / "cert_auth.p12.request").stat()
+    expected = (4711, 4712) if root else (os.geteuid(), key.st_gid)
+    assert (key.st_uid, key.st_gid) == expected
+    assert key.st_mode & 0o777 == 0o600
 
 
 def openssl(directory, command, data=b""):

@@ -21,8 +21,8 @@ MORE = {"cn": "a", "o": "", "ou": "", "c": "", "identity": "", "skid": "", "crea
 
 
 @pytest.fixture
-def store(tmp_path):
-    made = Store(str(tmp_path / "certs.db"), "01234567")
+def store(tmp_path, engine):
+    made = Store(engine.db(tmp_path), "01234567", wait_s=30.0)
     made.open()
     yield made
     made.close()
@@ -108,6 +108,7 @@ def test_certificates_of_another_authority_are_not_known(store):
     assert store.run(lambda t: t.get(5)) is None
 
 
+@pytest.mark.sqlite_only("nodes share a database server")
 def test_two_stores_do_not_share_a_database(store):
     other = Store(store.where, "01234567")
     with pytest.raises(ConfigurationError, match="another pvacms"):

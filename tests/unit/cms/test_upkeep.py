@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,14 @@ from appliance.daemon.audit import GENESIS
 from appliance.errors import ConfigurationError
 from tests.helpers.cms import Clock, effective, running
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.postgres import raw
 
 DAY_S = 86_400
 
 
 @pytest.fixture
-def store(tmp_path):
-    made = Store(str(tmp_path / "certs.db"), "01234567")
+def store(tmp_path, engine):
+    made = Store(engine.db(tmp_path), "01234567", wait_s=30.0)
     made.open()
     made.start()
     yield made
@@ -79,16 +79,16 @@ async def test_the_newest_record_stays_and_a_wrong_clock_tears_no_hole(store):
 async def test_records_that_are_missing_without_a_word_are_a_break(store):
     await filled(store, range(10))
     store.close()
-    with sqlite3.connect(store.where) as raw:
-        sealed = raw.execute("SELECT hash FROM audit WHERE seq = 4").fetchone()[0]
-        raw.execute("DELETE FROM audit WHERE seq <= 4")
+    with raw(store.where) as db:
+        sealed = db.execute("SELECT hash FROM audit WHERE seq = 4").fetchone()[0]
+        db.execute("DELETE FROM audit WHERE seq <= 4")
     assert not verify_audit(store.where).intact
-    with sqlite3.connect(store.where) as raw:
-        raw.execute("INSERT INTO meta VALUES ('audit_anchor', ?)", (f"4 {sealed}",))
+    with raw(store.where) as db:
+        db.execute("INSERT INTO meta VALUES ('audit_anchor', ?)", (f"4 {sealed}",))
     verdict = verify_audit(store.where)
     assert "no record says that they were removed" in verdict.fault
-    with sqlite3.connect(store.where) as raw:
-        raw.execute("UPDATE meta SET value = 'x' WHERE key = 'audit_anchor'")
+    with raw(store.where) as db:
+        db.execute("UPDATE meta SET value = 'x' WHERE key = 'audit_anchor'")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         verify_audit(store.where)
 
@@ -97,9 +97,9 @@ async def test_a_record_after_the_beginning_that_was_changed_is_named_by_its_num
     await filled(store, range(10))
     await prune_audit(store, utc(12 * DAY_S), 5)
     store.close()
-    with sqlite3.connect(store.where) as raw:
-        text = json.loads(raw.execute("SELECT record FROM audit WHERE seq = 9").fetchone()[0])
-        raw.execute("UPDATE audit SET record = ? WHERE seq = 9", (json.dumps({**text, "day": "77"}),))
+    with raw(store.where) as db:
+        text = json.loads(db.execute("SELECT record FROM audit WHERE seq = 9").fetchone()[0])
+        db.execute("UPDATE audit SET record = ? WHERE seq = 9", (json.dumps({**text, "day": "77"}),))
     assert verify_audit(store.where).fault.startswith("record 9 was changed")
 
 
