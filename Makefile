@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Most tests wait for daemons: two at a time take half as long.
 PYTEST_ARGS ?= -n 2
 
-.PHONY: quickstart help setup lint types docs test soak bench format clean lint-deploy molecule
+.PHONY: quickstart help setup lint types docs test soak chaos bench format clean lint-deploy molecule
 
 QUICKSTART_ARGS ?=
 
@@ -48,7 +48,7 @@ lint-deploy: setup  ## check YAML files and Ansible roles (strictest profile, of
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ansible-lint --offline -q
 
 # No test host is left running, whether a scenario passes or fails.
-SCENARIO ?= default site gateway upgrade restore negative
+SCENARIO ?= default site gateway upgrade restore negative ha
 molecule: setup  ## deploy to test hosts that run systemd (root); SCENARIO=default runs one scenario
 	for scenario in $(SCENARIO); do \
 	    PATH="$(abspath $(BIN)):$$PATH" molecule/run "$$scenario" || exit 1; \
@@ -66,8 +66,15 @@ docs: setup  ## make the documentation as a site: build/site/index.html
 test: setup  ## run every test that needs only this machine
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# What is promised of several nodes on one database: nothing that was answered is lost or done twice. The seed is printed.
+SPVA_CHAOS_KILLS ?= 300
+SPVA_CHAOS_SEED  ?= $(shell date +%s)
+chaos: setup  ## kill nodes of the certificate service and their database 300 times during load, in random order
+	SPVA_CHAOS_KILLS=$(SPVA_CHAOS_KILLS) SPVA_CHAOS_SEED=$(SPVA_CHAOS_SEED) \
+	    $(BIN)/python -m pytest -q -s tests/daemons/cms/test_chaos.py
+
 # What is promised of the gateway: 100 clients x 500 PVs, and 10 000 clients that come and go.
-soak: setup  ## run the gateway for ten minutes with many clients, and print how its memory grows
+soak: setup chaos  ## chaos, and the gateway for ten minutes with many clients, with how its memory grows
 	SPVA_SOAK_CLIENTS=100 SPVA_SOAK_PVS=500 SPVA_SOAK_SECONDS=600 SPVA_SOAK_COMINGS=10000 \
 	    $(BIN)/python -m pytest -q tests/daemons/gateway/test_soak.py
 

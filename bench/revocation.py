@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -19,9 +19,25 @@ from appliance.certs.profiles import generate_key
 from bench.guarded import NAME
 from bench.servers import free_ports
 from bench.wire import Driver
-from tests.helpers.cms import Process, ccr, client, keychain_of
+from tests.helpers.cms import ccr, client, keychain_of
 
 CONNECTIONS = 100
+
+
+class Served(Protocol):
+    """A certificate service: a `Process`, or two nodes of one."""
+
+    @property
+    def config_dir(self) -> Path: ...
+    @property
+    def tls_port(self) -> int:
+        """Where the administrator is."""
+        ...
+
+    @property
+    def tcp_port(self) -> int:
+        """Where the guarded server finds the statuses."""
+        ...
 
 
 class Closed(NamedTuple):
@@ -33,11 +49,11 @@ class Closed(NamedTuple):
     """The server's certificate was revoked."""
 
 
-def measure(process: Process, directory: Path) -> Closed:
+def measure(process: Served, directory: Path) -> Closed:
     return asyncio.run(_measure(process, directory))
 
 
-async def _measure(process: Process, directory: Path) -> Closed:
+async def _measure(process: Served, directory: Path) -> Closed:
     admin = load_keychain((process.config_dir / "admin.p12").read_bytes())
     key = generate_key("ec-p256")
     async with client(process.tls_port, admin) as administrator:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 import sqlalchemy as sa
 
 from appliance.cms.backup import new_file
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import Login, engine_for, is_sqlite, reason, shown
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.schema import audit, meta
 from appliance.cms.store import Store
@@ -26,7 +26,9 @@ __all__ = [
     "Sealed",
     "beginning",
     "export_audit",
+    "export_old",
     "last_number",
+    "old_records",
     "prune_audit",
     "verify_audit",
     "verify_exported",
@@ -72,23 +74,26 @@ class Part(NamedTuple):
 
 
 @contextlib.contextmanager
-def _reading(where: str) -> Iterator[sa.Connection]:
+def _reading(where: str, login: Login | None) -> Iterator[sa.Connection]:
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("the database does not exist", file=where)
-    engine = engine_for(where, read_only=True)
+    engine = engine_for(where, read_only=True, login=login)
     try:
         with engine.connect() as connection:
             yield connection
     except sa.exc.SQLAlchemyError as error:
-        raise ConfigurationError(
-            f"the audit cannot be read: {str(getattr(error, 'orig', error)).partition(chr(10))[0]}",
-            file=where if is_sqlite(where) else None,
-        ) from error
+        raise ConfigurationError(f"the audit of {shown(where)} cannot be read: {reason(error)}") from error
     finally:
         engine.dispose()
 
 
-def verify_audit(where: str, *, head: str | None = None, progress: Progress | None = None) -> AuditFinding:
+def verify_audit(
+    where: str,
+    *,
+    head: str | None = None,
+    progress: Progress | None = None,
+    login: Login | None = None,
+) -> AuditFinding:
     """Check the whole chain of a database, which may be in use.
 
     If old records were removed, the chain begins after them, and a record in it must say so.
@@ -96,7 +101,7 @@ def verify_audit(where: str, *, head: str | None = None, progress: Progress | No
     Raises:
         ConfigurationError: A setting or a file cannot be used.
     """
-    with _reading(where) as connection:
+    with _reading(where, login) as connection:
         return verify_on(connection, head=head, progress=progress)
 
 
@@ -141,7 +146,13 @@ def verify_part(connection: sa.Connection, place: Sealed, most: int) -> Part:
 
 
 def export_audit(
-    where: str, target: str, *, first: int = 1, last: int | None = None, progress: Progress | None = None
+    where: str,
+    target: str,
+    *,
+    first: int = 1,
+    last: int | None = None,
+    progress: Progress | None = None,
+    login: Login | None = None,
 ) -> tuple[int, int, AuditFinding]:
     """Write the records as lines of JSON, each with its ``hash``, and check them on the way.
 
@@ -151,6 +162,7 @@ def export_audit(
         first: Number of the first record. Those that were removed because of their age are not there any more.
         last: Number of the last record; None: all.
         progress: Is told how far it is.
+        login: What the server needs beside the URL.
 
     Returns:
         Numbers of the first and last record that were written, and what the check found.
@@ -158,7 +170,7 @@ def export_audit(
     Raises:
         ConfigurationError: The file exists, cannot be written, or the database cannot be read; or the audit is broken.
     """
-    with _reading(where) as connection:
+    with _reading(where, login) as connection:
         start = beginning(connection)
         if first > start.number + 1:
             row = connection.execute(sa.select(audit.c.hash).where(audit.c.seq == first - 1)).first()
@@ -293,10 +305,19 @@ class _Records:
             yield record, stored
 
 
-async def prune_audit(store: Store, now: datetime, days: int) -> int:
+async def prune_audit(
+    store: Store, now: datetime, days: int, *, up_to: int | None = None, exported: str = ""
+) -> int:
     """Remove records that are older than ``days``; the newest record always stays.
 
     The chain can still be checked from there on. Each removal is a record itself.
+
+    Args:
+        store: The database.
+        now: The present time, aware.
+        days: How long records are kept.
+        up_to: Number of the last record that may be removed; None: any.
+        exported: File that has these records, for the audit.
 
     Returns:
         How many were removed.
@@ -307,7 +328,7 @@ async def prune_audit(store: Store, now: datetime, days: int) -> int:
     at = posix(now)
 
     def job(transaction: Transaction) -> int:
-        return _prune(transaction, before=at - days * _DAY_S, at=at)
+        return _prune(transaction, before=at - days * _DAY_S, at=at, up_to=up_to, exported=exported)
 
     total = 0
     while removed := await store.submit(job):
@@ -315,7 +336,36 @@ async def prune_audit(store: Store, now: datetime, days: int) -> int:
     return total
 
 
-def _prune(transaction: Transaction, *, before: int, at: int) -> int:
+def old_records(connection: sa.Connection, now: datetime, days: int) -> tuple[Sealed, int] | None:
+    """Return the place before the records that are older than ``days``, and the number of the last of them; None for none."""
+    start, last = beginning(connection), last_number(connection)
+    young = sa.select(audit.c.seq).where(audit.c.at >= posix(now) - days * _DAY_S)
+    keep = connection.execute(young.order_by(audit.c.seq).limit(1)).scalar()
+    end = min(last, last if keep is None else keep) - 1
+    return (start, end) if end > start.number else None
+
+
+def export_old(where: str, login: Login, directory: str, issuer_id: str, start: Sealed, end: int) -> str:
+    """Export records that are about to be removed, and return the name of their file.
+
+    A file of this name is good if it has these records: an earlier attempt was interrupted before they were removed.
+
+    Raises:
+        ConfigurationError: The records could not be exported, or another file has that name.
+    """
+    name = f"audit_{issuer_id}_{start.number + 1:012d}_{end:012d}.jsonl"
+    target = os.path.join(directory, name)  # noqa: PTH118
+    if not os.path.lexists(target):
+        export_audit(where, target, first=start.number + 1, last=end, login=login)
+    found = verify_file(target, after=start)
+    if not found.intact or start.number + found.records != end:
+        raise ConfigurationError(
+            "this is not the export of these records of the audit: move it away", file=target
+        )
+    return name
+
+
+def _prune(transaction: Transaction, *, before: int, at: int, up_to: int | None, exported: str) -> int:
     transaction.flush()
     connection = transaction.connection
     first, last = connection.execute(sa.select(sa.func.min(audit.c.seq), sa.func.max(audit.c.seq))).one()
@@ -325,6 +375,8 @@ def _prune(transaction: Transaction, *, before: int, at: int) -> int:
     young = sa.select(audit.c.seq).where(audit.c.seq < first + _AT_ONCE, audit.c.at >= before)
     keep = connection.execute(young.order_by(audit.c.seq).limit(1)).scalar()
     end = min(last, first + _AT_ONCE if keep is None else keep) - 1
+    if up_to is not None:
+        end = min(end, up_to)
     if end < first:
         return 0
     sealed = connection.execute(sa.select(audit.c.hash).where(audit.c.seq == end)).scalar_one()
@@ -334,5 +386,7 @@ def _prune(transaction: Transaction, *, before: int, at: int) -> int:
     if not changed.rowcount:
         connection.execute(sa.insert(meta).values(key=_ANCHOR, value=anchor))
     facts = {"from": first, "up_to": end, "up_to_hash": sealed}
+    if exported:
+        facts["exported"] = exported
     transaction.audit(at, _PRUNE, None, {**SERVICE.facts(), **facts})
     return int(end - first + 1)

@@ -15,6 +15,7 @@ from appliance.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from appliance.cms.config import CMSConfig
+    from appliance.cms.dialect import Login
 
 __all__ = ["add_commands", "check_commands", "do_command"]
 
@@ -81,49 +82,54 @@ def do_command(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) ->
     Raises:
         ApplianceError: It cannot be done; the text says why.
     """
-
-    def database() -> str:
-        return resolve().settings.db
-
     if options.backup is not None:
         from appliance.cms.copying import back_up
 
-        sys.stdout.write(f"Database backup created : {back_up(database(), options.backup)}\n")
+        effective = resolve()
+        made = back_up(effective.settings.db, options.backup, _login(effective))
+        sys.stdout.write(f"Database backup created : {made}\n")
         return EXIT_OK
     if options.copy_db is not None:
-        return _copy(*options.copy_db)
+        source, target = options.copy_db
+        return _copy(source, target, _login(resolve()))
     if options.restored:
         return _restored(resolve())
     if options.audit_verify:
-        return _verify(options, database)
+        return _verify(options, resolve)
     if options.audit_export is not None:
-        return _export(options, database)
+        return _export(options, resolve)
     return None
 
 
-def _copy(source: str, target: str) -> int:
-    from appliance.cms.copying import copy_database, shown_database
+def _login(effective: CMSConfig) -> Login:
+    from appliance.cms.dialect import Login
+
+    return Login(effective.settings.db_password, effective.settings.db_tls_ca)
+
+
+def _copy(source: str, target: str, login: Login) -> int:
+    from appliance.cms.copying import copy_database
+    from appliance.cms.dialect import shown
 
     with _Progress("rows") as progress:
-        copied = copy_database(source, target, datetime.now(UTC), progress=progress.told)
+        copied = copy_database(source, target, datetime.now(UTC), login=login, progress=progress.told)
     sys.stdout.write(
-        f"Database copied : {shown_database(source)} to {shown_database(target)}: {copied.certificates} certificates, "
+        f"Database copied : {shown(source)} to {shown(target)}: {copied.certificates} certificates, "
         f"{copied.records} audit records, head {copied.head}\n"
     )
     return EXIT_OK
 
 
 def _restored(effective: CMSConfig) -> int:
-    from appliance.cms.copying import has_certificates, mark_restored, shown_database, unused
+    from appliance.cms.copying import has_certificates, mark_restored, unused
+    from appliance.cms.dialect import shown
     from appliance.cms.service import CertificateService
 
     where = effective.settings.db
     # Without any, the next line would begin a new site with a new authority.
-    if not has_certificates(where):
-        raise ConfigurationError(
-            f"the database {shown_database(where)} has no certificates: restore it first"
-        )
-    with unused(where):
+    if not has_certificates(where, _login(effective)):
+        raise ConfigurationError(f"the database {shown(where)} has no certificates: restore it first")
+    with unused(where, _login(effective)):
         pass
     service = CertificateService.open(effective, clock=lambda: datetime.now(UTC))
     try:
@@ -132,13 +138,13 @@ def _restored(effective: CMSConfig) -> int:
     finally:
         service.close()
     sys.stdout.write(
-        f"Database restored : {shown_database(where)}: what {service.journal.path} knows as revoked is revoked, and tokens that "
+        f"Database restored : {shown(where)}: what {service.journal.path} knows as revoked is revoked, and tokens that "
         "were issued before now are refused\n"
     )
     return EXIT_OK
 
 
-def _verify(options: argparse.Namespace, database: Callable[[], str]) -> int:
+def _verify(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) -> int:
     from appliance.cms.audit import verify_audit, verify_exported
 
     head = options.audit_head
@@ -150,15 +156,18 @@ def _verify(options: argparse.Namespace, database: Callable[[], str]) -> int:
     if options.audit_file is not None:
         verdict = verify_exported(options.audit_file, head=head)
     else:
+        effective = resolve()
         with _Progress("checked") as progress:
-            verdict = verify_audit(database(), head=head, progress=progress.told)
+            verdict = verify_audit(
+                effective.settings.db, head=head, progress=progress.told, login=_login(effective)
+            )
     if not verdict.intact:
         raise ConfigurationError(f"the audit is broken: {verdict.fault}; {verdict.records} records are good")
     sys.stdout.write(f"audit intact: {verdict.records} records, head {verdict.head}\n")
     return EXIT_OK
 
 
-def _export(options: argparse.Namespace, database: Callable[[], str]) -> int:
+def _export(options: argparse.Namespace, resolve: Callable[[], CMSConfig]) -> int:
     from appliance.cms.audit import export_audit
 
     first = options.audit_from or "1"
@@ -167,8 +176,11 @@ def _export(options: argparse.Namespace, database: Callable[[], str]) -> int:
             f"--audit-from {first[:32]!r} is not the number of a record; give a whole number, 1 or greater"
         )
     target = options.audit_export
+    effective = resolve()
     with _Progress("exported") as progress:
-        begin, end, found = export_audit(database(), target, first=int(first), progress=progress.told)
+        begin, end, found = export_audit(
+            effective.settings.db, target, first=int(first), progress=progress.told, login=_login(effective)
+        )
     shown = f"records {begin} to {end}" if end >= begin else "no records"
     # The records themselves may be on standard output.
     out = sys.stderr if target == "-" else sys.stdout

@@ -208,6 +208,9 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
     """Requests from all addresses together that may come at once, if ``ccr_rate`` limits them."""
     audit_retention_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
     """Days for which records of the audit are kept; 0: for ever."""
+    audit_export_dir: FilePath = default(FilePath())
+    """Directory into which records of the audit are exported before they are removed; what cannot be exported stays. Empty:
+    they are only removed."""
     integrity_check_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 86_400
     """Seconds between checks of the whole database and of what is new in the audit; 0: none."""
     audit_verify_interval_s: Annotated[int, Meta(ge=0, le=366 * 86400)] = 604_800
@@ -303,6 +306,10 @@ class CMSSettings(Settings, frozen=True, kw_only=True):
                     f"{', '.join(renewing)}: no effect, because certs_require_subscription is no: a certificate without status cannot be "
                     "renewed"
                 )
+        if self.audit_export_dir and not self.audit_retention_days:
+            found.append(
+                "audit_export_dir has no effect, because audit_retention_days is 0: nothing is removed"
+            )
         found += shared_organizations(self.jwt)
         if self.certs_require_subscription in ("no", "requester"):
             who = "no certificate" if self.certs_require_subscription == "no" else "what a requester asks for"

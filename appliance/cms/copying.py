@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.audit import VERIFIED, Progress, verify_on
 from appliance.cms.backup import backup, new_file
-from appliance.cms.dialect import engine_for, is_sqlite
+from appliance.cms.dialect import Login, engine_for, is_sqlite, reason, shown
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.replay import BESIDE, VOID, set_number
 from appliance.cms.transaction import Transaction
@@ -34,7 +34,6 @@ __all__ = [
     "copy_database",
     "has_certificates",
     "mark_restored",
-    "shown_database",
     "unused",
 ]
 
@@ -59,18 +58,16 @@ class Copied(NamedTuple):
     """Hash of the audit's last record in the source."""
 
 
-def shown_database(where: str) -> str:
-    """Return a database's name for people: a URL without its password."""
-    return where if is_sqlite(where) else sa.make_url(where).render_as_string(hide_password=True)
-
-
-def copy_database(source: str, target: str, now: datetime, *, progress: Progress | None = None) -> Copied:
+def copy_database(
+    source: str, target: str, now: datetime, *, login: Login | None = None, progress: Progress | None = None
+) -> Copied:
     """Move a site from one database to another. No service may use either of them.
 
     Args:
         source: The file, or the URL of the server's database.
         target: The same; a file that does not exist, or a database that is empty.
         now: The present time, aware, for the record in the target's audit.
+        login: What the server needs beside the URL.
         progress: Is told how many rows were copied, and of how many.
 
     Returns:
@@ -82,19 +79,19 @@ def copy_database(source: str, target: str, now: datetime, *, progress: Progress
     if source == target:
         raise ConfigurationError("the source and the target are the same database; name two")
     with (
-        unused(source),
-        _current(source) as current,
-        _snapshot(current) as reading,
-        _target(target) as writing,
+        unused(source, login),
+        _current(source, login) as current,
+        _snapshot(current, login) as reading,
+        _target(target, login) as writing,
     ):
         copied = _copy(reading, writing, progress)
         found = verify_on(writing, head=copied.head)
         if not found.intact or found.head != copied.head:
             raise ConfigurationError(
-                f"the audit of {shown_database(source)} is broken: {found.fault or 'its end is missing'}; nothing was copied"
+                f"the audit of {shown(source)} is broken: {found.fault or 'its end is missing'}; nothing was copied"
             )
         transaction = Transaction(writing, "")
-        facts = {"from": shown_database(source), "certificates": copied.certificates, "head": copied.head}
+        facts = {"from": shown(source), "certificates": copied.certificates, "head": copied.head}
         if _is_backup(source, reading):
             set_number(writing, VOID, posix(now))
             facts["tokens"] = "those of before are refused"
@@ -130,7 +127,7 @@ def mark_restored(transaction: Transaction, now: datetime) -> None:
     transaction.audit(posix(now), "restored", None, {**SERVICE.facts(), "up_to": number, "head": head})
 
 
-def has_certificates(where: str) -> bool:
+def has_certificates(where: str, login: Login | None = None) -> bool:
     """Whether there is a database with certificates.
 
     Raises:
@@ -138,13 +135,13 @@ def has_certificates(where: str) -> bool:
     """
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
         return False
-    with _failures(where), contextlib.closing(_connected(where, read_only=True)) as connection:
+    with _failures(where), contextlib.closing(_connected(where, login, read_only=True)) as connection:
         if not sa.inspect(connection).has_table("certs"):
             return False
         return connection.execute(sa.select(schema.certs.c.serial).limit(1)).first() is not None
 
 
-def back_up(where: str, target: str) -> str:
+def back_up(where: str, target: str, login: Login | None = None) -> str:
     """Copy a database, which may be in use, to a file that `pvacms` can use or copy back, whatever kind of database it is.
 
     Returns:
@@ -156,7 +153,7 @@ def back_up(where: str, target: str) -> str:
     if is_sqlite(where):
         return backup(where, target)
     target = target if target.endswith(".db") else target + ".db"
-    with _snapshot(where) as reading, _target(target) as writing:
+    with _snapshot(where, login) as reading, _target(target) as writing:
         _copy(reading, writing, None)
     return target
 
@@ -165,14 +162,14 @@ def back_up(where: str, target: str) -> str:
 
 
 @contextlib.contextmanager
-def unused(where: str) -> Iterator[None]:
+def unused(where: str, login: Login | None = None) -> Iterator[None]:
     """Keep services from using a database meanwhile.
 
     Raises:
         ConfigurationError: One uses it.
     """
     if not is_sqlite(where):
-        with _failures(where), _locked(where):
+        with _failures(where), _locked(where, login):
             yield
         return
     try:
@@ -194,13 +191,13 @@ def unused(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(where: str) -> Iterator[None]:
-    engine = engine_for(where)
+def _locked(where: str, login: Login | None) -> Iterator[None]:
+    engine = engine_for(where, login=login)
     try:
         with engine.connect() as connection:
             if not connection.execute(sa.text(f"SELECT pg_try_advisory_lock({_LOCK})")).scalar():
                 raise ConfigurationError(
-                    f"a pvacms uses the database {shown_database(where)}: stop all of its nodes first"
+                    f"a pvacms uses the database {shown(where)}: stop all of its nodes first"
                 )
             # The lock is the session's, so it is held until the connection is closed.
             connection.rollback()
@@ -210,18 +207,18 @@ def _locked(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _current(where: str) -> Iterator[str]:
+def _current(where: str, login: Login | None) -> Iterator[str]:
     """Yield a database of the newest schema: this one, or a temporary copy of an older file."""
     if is_sqlite(where) and not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("the database does not exist", file=where)
-    with _failures(where), contextlib.closing(_connected(where, read_only=True)) as connection:
+    with _failures(where), contextlib.closing(_connected(where, login, read_only=True)) as connection:
         is_current = schema.is_usable(connection)
     if is_current:
         yield where
         return
     if not is_sqlite(where):
         raise ConfigurationError(
-            f"{shown_database(where)} has no database of this version of pvacms: start a pvacms of this version with it "
+            f"{shown(where)} has no database of this version of pvacms: start a pvacms of this version with it "
             "once, which updates it"
         )
     with tempfile.TemporaryDirectory(prefix="pvacms-") as directory:
@@ -233,9 +230,9 @@ def _current(where: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _snapshot(where: str) -> Iterator[sa.Connection]:
+def _snapshot(where: str, login: Login | None) -> Iterator[sa.Connection]:
     """Yield a connection that sees one state of the database, whatever is committed meanwhile."""
-    with _failures(where), contextlib.closing(_connected(where, read_only=True)) as connection:
+    with _failures(where), contextlib.closing(_connected(where, login, read_only=True)) as connection:
         if not is_sqlite(where):
             connection.rollback()
             connection = connection.execution_options(
@@ -246,8 +243,8 @@ def _snapshot(where: str) -> Iterator[sa.Connection]:
         yield connection
 
 
-def _connected(where: str, *, read_only: bool = False) -> sa.Connection:
-    return engine_for(where, read_only=read_only).connect()
+def _connected(where: str, login: Login | None = None, *, read_only: bool = False) -> sa.Connection:
+    return engine_for(where, read_only=read_only, login=login).connect()
 
 
 @contextlib.contextmanager
@@ -255,11 +252,10 @@ def _failures(where: str) -> Iterator[None]:
     try:
         yield
     except sa.exc.SQLAlchemyError as error:
-        why = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise ConfigurationError(f"the database {shown_database(where)} cannot be used: {why}") from error
+        raise ConfigurationError(f"the database {shown(where)} cannot be used: {reason(error)}") from error
     except ImportError as error:
         raise ConfigurationError(
-            f"the database {shown_database(where)} needs a driver that is not installed: {error}"
+            f"the database {shown(where)} needs a driver that is not installed: {error}"
         ) from error
 
 
@@ -267,7 +263,7 @@ def _failures(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _target(where: str) -> Iterator[sa.Connection]:
+def _target(where: str, login: Login | None = None) -> Iterator[sa.Connection]:
     """Yield a connection to an empty database of the newest schema; it is committed if nothing is raised."""
     if is_sqlite(where):
         with (
@@ -290,18 +286,16 @@ def _target(where: str) -> Iterator[sa.Connection]:
         return
     with (
         _failures(where),
-        _locked(where),
-        contextlib.closing(_connected(where)) as connection,
+        _locked(where, login),
+        contextlib.closing(_connected(where, login)) as connection,
         connection.begin(),
     ):
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
-        schema.migrate(connection, where=shown_database(where))
+        schema.migrate(connection, where=shown(where))
         for table in (schema.certs, schema.audit):
             if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).scalar():
-                raise ConfigurationError(
-                    f"the database {shown_database(where)} is not empty: name an empty one"
-                )
+                raise ConfigurationError(f"the database {shown(where)} is not empty: name an empty one")
         yield connection
 
 
@@ -350,6 +344,9 @@ def _copy(source: sa.Connection, target: sa.Connection, progress: Progress | Non
         sums[table] = _copy_table(source, target, table, told)
         for index in indexes:
             index.create(target)
+        if target.dialect.name == "postgresql":
+            # Without statistics the server reads whole tables until it has found the time to make some.
+            target.exec_driver_sql(f"ANALYZE {table.name}")
     for table, wanted in sums.items():
         found = _Sum()
         for some in _batches(target, table):

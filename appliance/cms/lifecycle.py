@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ from appliance.cms.transaction import (
     mark_doubted,
 )
 from appliance.cms.waiting import WaitingRequests
-from appliance.errors import RequestRefused
+from appliance.errors import ApplianceError, DatabaseLost, RequestRefused
 
 __all__ = ["Lifecycle"]
 
@@ -118,6 +118,7 @@ class Lifecycle:
         store.next_at = self._next_at
         self.waiting = WaitingRequests()
         self.deliveries = Deliveries()
+        store.unclaimed = self._unclaimed
         self.others = OthersRevocations(readers, journal, lambda: store.authorities)
         self.revocations = Revocations(store, journal, heard=self._heard)
         self.known_to: int | None = None
@@ -136,12 +137,16 @@ class Lifecycle:
 
     # -- start ---------------------------------------------------------------------------------------
 
-    def load(self) -> None:
-        """Read the database before the service starts, and apply revocations that only the journal knows."""
+    def load(self, doubted: Collection[str] | None = None) -> None:
+        """Read the database before the service starts, and apply revocations that only the journal knows.
+
+        Args:
+            doubted: The nodes of whose undelivered certificates nobody knows what became of them; None: all.
+        """
         now = posix(self.clock())
 
         def job(transaction: Transaction) -> None:
-            doubt_undelivered(transaction)
+            doubt_undelivered(transaction, doubted)
             self._lapse_in_time(transaction)
             self.revocations.combine(transaction, now)
             self.known_to = transaction.audit_head[0]
@@ -282,6 +287,8 @@ class Lifecycle:
 
         try:
             record = await self.store.submit(job, key, key=(request.key_id, request.skid))
+        except DatabaseLost:
+            raise  # perhaps it is recorded: `_unclaimed` learns it, and nobody gets an answer until then
         except BaseException:
             self.deliveries.answering.discard(request.serial)
             raise
@@ -357,6 +364,18 @@ class Lifecycle:
         if not self._delivered:
             asyncio.get_running_loop().call_later(_AGAIN_S, self._flush_delivered)
         self._delivered += serials
+
+    def _unclaimed(self, result: Any) -> None:
+        """Take the result of a job whose requester was told that nobody knows what became of it."""
+        if isinstance(result, CertRecord) and not result.delivered:
+            self._start(self._doubt_quietly(result.serial))
+
+    async def _doubt_quietly(self, serial: int) -> None:
+        try:
+            await self.doubt(serial)
+        except ApplianceError as error:
+            # The next start of this node doubts it, and what a dead node left is doubted by another.
+            _log.error("%s", error)
 
     async def doubt(self, serial: int) -> None:
         """Record that nobody knows whether a requester has got its certificate.

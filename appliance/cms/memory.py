@@ -22,6 +22,7 @@ __all__ = ["Memory", "Watched"]
 
 _KEPT: Final = 20_000
 """Number of certificates that stay though nobody watches them."""
+_SEEN: Final = 1000
 _AT_ONCE: Final = 500
 """Certificates that one question is about."""
 
@@ -105,8 +106,10 @@ class Memory:
         self._wanted: list[int] = []
         self._failed: set[int] = set()
         """What is pinned and could not be read again."""
+        self._seen: OrderedDict[int, int] = OrderedDict()
+        """The last changes of what nobody watches: own commits are told here a moment before or after they come from the database."""
         self._passed = 0
-        """Number of the last audit record of a change that was not known from an own commit."""
+        """Number of the last audit record that is no longer in ``_seen``."""
         self.watched = Watched(self._pinned)
 
     # -- questions -----------------------------------------------------------------------------------
@@ -184,7 +187,9 @@ class Memory:
         if reading is not None and seq:
             reading.is_outdated = True
         if row is None:
-            if not 0 < seq <= self._passed:
+            found = self._others.get(serial)
+            newer = max(self._seen.get(serial, 0), 0 if found is None else found[1])
+            if not seq or (seq > self._passed and seq >= newer):
                 self._keep(record, seq)
             return True
         if 0 < seq < row.seq:
@@ -222,7 +227,10 @@ class Memory:
                 reading = self._reading.get(serial)
                 if reading is not None:
                     reading.is_outdated = True
-            self._passed = max(self._passed, seq)
+                self._seen[serial] = seq
+                self._seen.move_to_end(serial)
+                if len(self._seen) > _SEEN:
+                    self._passed = max(self._passed, self._seen.popitem(last=False)[1])
 
     def _read_again(self, serial: int, row: _Pinned) -> None:
         row.is_certain = False

@@ -18,6 +18,7 @@ from appliance.cms import schema
 from appliance.cms.database import Backoff
 from appliance.cms.schema import nodes
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction, doubt_undelivered
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.version import __version__
 
@@ -29,6 +30,8 @@ _LIVING: Final = 37429
 BEAT_S: Final = 2.0
 SILENT_S: Final = 10.0
 """Seconds without a beat after which a node counts as dead, though its lock is held: it is frozen, or its host is."""
+FORGOTTEN_S: Final = 60.0
+"""Seconds after which a dead node is forgotten."""
 _ENTER_S: Final = 10.0
 """Seconds for which a start waits for the lock of its name: the server notices the end of a killed process's host late."""
 _NOW: Final = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.BigInteger)
@@ -68,6 +71,30 @@ def members(connection: sa.Connection) -> list[Member]:
     ]
 
 
+def _is_gone(member: Member) -> bool:
+    return not member.is_alive and member.silent_s >= FORGOTTEN_S
+
+
+def forget_silent(transaction: Transaction, at: int) -> list[str]:
+    """Forget nodes that have been dead for a minute, in a job. Nobody knows whether their last answers arrived.
+
+    A node that was only cut off enters again with its next commit, and what it marks as delivered then counts.
+
+    Args:
+        transaction: The transaction.
+        at: The present time (POSIX seconds).
+
+    Returns:
+        Their names.
+    """
+    gone = [member.node for member in members(transaction.connection) if _is_gone(member)]
+    for name in gone:
+        doubted = doubt_undelivered(transaction, [name])
+        transaction.connection.execute(sa.delete(nodes).where(nodes.c.node == name))
+        transaction.audit(at, "doubt", None, {"node": name, "certificates": str(doubted)})
+    return gone
+
+
 class Nodes:
     """This node among the others. Call `enter` before the service starts."""
 
@@ -92,6 +119,15 @@ class Nodes:
     def alive(self) -> list[str]:
         """The names of the nodes that live, this one among them."""
         return [member.node for member in self.members if member.is_alive or member.node == self.name]
+
+    def is_alive(self, name: str) -> bool:
+        """Whether a node lived at the last beat."""
+        return any(member.node == name and member.is_alive for member in self.members)
+
+    @property
+    def silent(self) -> bool:
+        """Whether a node has been dead for so long that it is forgotten."""
+        return any(_is_gone(member) for member in self.members)
 
     @property
     def rank(self) -> int:

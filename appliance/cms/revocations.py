@@ -75,8 +75,30 @@ class Revocations:
             The certificates that were revoked again.
         """
         checkpoint = self._checkpoint(transaction)
+        restored = self._revoke_all_again(transaction, checkpoint, now)
+        if self._journal.is_own:
+            self._add_missing(transaction, checkpoint)
+        self._settled = transaction.audit_head[0]
+        return restored
+
+    def make_good(self, transaction: Transaction, now: int) -> list[CertRecord]:
+        """Apply what only the journal knows to a database that has lost something while this service ran, in a job.
+
+        Args:
+            transaction: The transaction.
+            now: The present time (POSIX seconds).
+
+        Returns:
+            The certificates that were revoked again.
+        """
+        return self._revoke_all_again(transaction, self._checkpoint(transaction), now)
+
+    def _revoke_all_again(
+        self, transaction: Transaction, checkpoint: _Checkpoint | None, now: int
+    ) -> list[CertRecord]:
         journal = self._journal
-        numbers: Iterable[int] = journal.known
+        # A copy, because the event loop adds to it.
+        numbers = list(journal.known)
         if checkpoint is not None:
             numbers = [serial for serial in journal.after(checkpoint.octets) if serial in journal.known]
         restored = [
@@ -88,9 +110,6 @@ class Revocations:
             _log.warning(
                 "%d certificates were revoked again: the database was restored from a backup", len(restored)
             )
-        if journal.is_own:
-            self._add_missing(transaction, checkpoint)
-        self._settled = transaction.audit_head[0]
         return restored
 
     def _checkpoint(self, transaction: Transaction) -> _Checkpoint | None:

@@ -30,7 +30,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.model import SERVICE, posix
-from appliance.cms.nodes import Nodes
+from appliance.cms.nodes import Nodes, forget_silent
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher, Successor
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -130,8 +130,11 @@ class CertificateService:
         self.feed.on_restored = self._restored
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
+            self.lifecycle.deliveries.is_alive = nodes.is_alive
         self.limits = (
-            None if is_sqlite(settings.db) else SharedLimits(partial(store.database.connect, "limits"))
+            None
+            if is_sqlite(settings.db)
+            else SharedLimits(partial(store.database.connect, "limits"), wait_s=settings.db_wait_s)
         )
         self.tasks = Tasks()
         self.counters = Counters()
@@ -167,7 +170,9 @@ class CertificateService:
         self.upkeep = Upkeep(
             settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
         )
-        self.health.others.append(self.upkeep.audit.trouble)
+        if nodes is not None:
+            self.upkeep.is_mine = lambda: nodes.rank == 0
+        self.health.others += [self.upkeep.audit.trouble, lambda: self.upkeep.pruning]
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
         self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
@@ -188,7 +193,7 @@ class CertificateService:
     def _make_good(self, transaction: Transaction, last: tuple[int, str]) -> None:
         """Record again what a database has lost: it was restored, or a standby took over that did not have it all."""
         now = self.clock()
-        self.lifecycle.revocations.combine(transaction, posix(now))
+        self.lifecycle.revocations.make_good(transaction, posix(now))
         self.replay.make_good(transaction, now.timestamp())
         facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
         transaction.audit(posix(now), "restored", None, facts)
@@ -291,8 +296,33 @@ class CertificateService:
         self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
         preload_certificates(settings.preload, self.issuing)
         # Last, so that what was just recorded counts like any other certificate.
-        self.lifecycle.load()
+        self.lifecycle.load(self._doubted())
         self.replay.load(self.clock().timestamp())
+
+    def _doubted(self) -> list[str] | None:
+        """Return the nodes of whose undelivered certificates nobody knows what became of them; None: all."""
+        if self.nodes is not None:
+            others = [name for name in self.nodes.alive if name != self.nodes.name]
+            # Rows without a node are of a service that was alone.
+            return [self.nodes.name] if others else [self.nodes.name, ""]
+        return [] if self.store.beside or self.store.database.is_server else None
+
+    async def forget_silent_nodes(self) -> None:
+        """Have what dead nodes left behind looked after by one of those that live.
+
+        Raises:
+            StoreError: The database could not be used.
+        """
+        nodes = self.nodes
+        if nodes is None or nodes.rank or not nodes.silent:
+            return
+        at = posix(self.clock())
+        for name in await self.store.submit(lambda transaction: forget_silent(transaction, at)):
+            _log.warning(
+                "node %r is dead since a minute or more; it is a node no more until it starts again",
+                name,
+                extra={"event": "node-forgotten"},
+            )
 
     async def start(self) -> None:
         """Serve.

@@ -12,7 +12,15 @@ from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 import sqlalchemy as sa
 
-from appliance.cms.audit import VERIFIED, Sealed, last_number, prune_audit, verify_part
+from appliance.cms.audit import (
+    VERIFIED,
+    Sealed,
+    export_old,
+    last_number,
+    old_records,
+    prune_audit,
+    verify_part,
+)
 from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSSettings
 from appliance.cms.copying import back_up
@@ -161,7 +169,7 @@ class Upkeep:
     Args:
         settings: The settings as they are now.
         store: The database.
-        reading: Reads it beside the writer.
+        readers: Read it beside the writer.
         report: Is told what is wrong.
         clock: Gives the present time, aware.
         issuer_id: The authority, for the names of the backups.
@@ -172,7 +180,7 @@ class Upkeep:
         self,
         settings: CMSSettings,
         store: Store,
-        reading: Readers,
+        readers: Readers,
         report: Reported,
         clock: Callable[[], datetime],
         issuer_id: str,
@@ -185,7 +193,10 @@ class Upkeep:
         self._clock = clock
         self._issuer_id = issuer_id
         self._beside = beside
-        self.audit = AuditCheck(store, reading, clock)
+        self._readers = readers
+        self.audit = AuditCheck(store, readers, clock)
+        self.pruning = ""
+        """Why old records of the audit could not be removed."""
         self.is_mine: Callable[[], bool] = lambda: True
         """Whether it is this service, of those that share the database, that does what is to be done once."""
 
@@ -195,7 +206,8 @@ class Upkeep:
         if not is_sqlite(settings.db) and not self.is_mine():
             return
         directory = settings.backup_dir or ("" if is_sqlite(settings.db) else self._beside)
-        backups = Backups(settings.db, directory, self._issuer_id, copy=back_up)
+        copy = functools.partial(back_up, login=self._store.database.login)
+        backups = Backups(settings.db, directory, self._issuer_id, copy=copy)
         try:
             made = await _in_thread(backups.make, time.time(), settings.backup_retention)
         except ApplianceError as error:
@@ -222,14 +234,28 @@ class Upkeep:
                 _log.error("the audit cannot be checked: %s", error)
         if days and not self.audit.fault:
             try:
-                removed = await prune_audit(store, self._clock(), days)
+                removed = await self._prune(days)
             except ApplianceError as error:
-                _log.error("old records of the audit cannot be removed: %s", error)
-            else:
-                if removed:
-                    _log.info(
-                        "%d records of the audit were older than %d days and were removed", removed, days
-                    )
+                self.pruning = f"old records of the audit cannot be removed: {error}"
+                _log.error("%s", self.pruning)
+                return
+            if removed:
+                _log.info("%d records of the audit were older than %d days and were removed", removed, days)
+        self.pruning = ""
+
+    async def _prune(self, days: int) -> int:
+        """Remove old records, after they were exported if there is a directory for that."""
+        now, directory = self._clock(), self.settings.audit_export_dir
+        if not directory:
+            return await prune_audit(self._store, now, days)
+        old = await self._readers.read_much(functools.partial(old_records, now=now, days=days))
+        if old is None:
+            return 0
+        start, end = old
+        name = await _in_thread(
+            export_old, self._store.where, self._store.database.login, directory, self._issuer_id, start, end
+        )
+        return await prune_audit(self._store, now, days, up_to=end, exported=name)
 
 
 async def _in_thread(function: Callable[..., _T], *arguments: Any) -> _T:

@@ -135,15 +135,19 @@ def test_issuer_accepts_its_configuration(tmp_path, more):
                 }
             ],
         },
+        {
+            "spva_cms_ca_key": "pkcs11:token=site;object=ca?module-path=/usr/lib/softhsm/libsofthsm2.so",
+            "spva_cms_ca_key_pin": "1234",
+        },
     ],
-    ids=["defaults", "everything"],
+    ids=["defaults", "everything", "token"],
 )
 def test_certificate_service_accepts_its_configuration(tmp_path, more):
     text = render(tmp_path, "spva_cms", "cms.yml.j2", spva_cms_cert_auth_password="x" * 12, **more)
     (tmp_path / "cms.yml").write_text(text.replace("/etc/spva/pvacms.acf", str(tmp_path / "none.acf")))
     check(
         tmp_path, "appliance.cli.pvacms", "--config", str(tmp_path / "cms.yml"), "--check-config",
-        credentials=("cert-auth-password", "keychain-password", "admin-keychain-password", "ca"),
+        credentials=("cert-auth-password", "keychain-password", "admin-keychain-password", "ca", "ca-key-pin"),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from appliance.authn.jwt.jwks import JWKSClient
 from appliance.authn.jwt.replay import USED_BEFORE, ReplayStore
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
 from appliance.certs.san import San, in_certificate, parse_san
-from appliance.errors import TokenRefused
+from appliance.errors import ApplianceError, TokenRefused
 
 __all__ = ["JWTVerifier"]
 
@@ -296,10 +296,23 @@ class JWTVerifier:
             return "same_use"
         until = float(claims.expires + leeway)
         issued = claims.issued_at if claims.issued_at is not None else claims.not_before
-        used = self._replay.use(*name, until, now, issued, key_id=key_id, usage=usage)
-        if await used is not True:
-            if key_id and await self._replay.repeats(*name, now, key_id=key_id, usage=usage) is True:
-                return _REPEATED
+        try:
+            is_first = await self._replay.use(*name, until, now, issued, key_id=key_id, usage=usage) is True
+            repeats = (
+                not is_first
+                and bool(key_id)
+                and await self._replay.repeats(*name, now, key_id=key_id, usage=usage) is True
+            )
+        except TokenRefused:
+            raise
+        except ApplianceError as error:
+            raise TokenRefused(
+                "use_unknown",
+                f"whether the token was used before cannot be known at the moment: {error}; retry in 5 s",
+            ) from error
+        if repeats:
+            return _REPEATED
+        if not is_first:
             raise TokenRefused("replayed", USED_BEFORE)
         self._same_use.begin(name, connection, usage)
         return ""

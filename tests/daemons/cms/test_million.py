@@ -61,46 +61,77 @@ def listed(done):
     return set(serials)
 
 
-async def test_a_list_of_20_000_certificates_comes_in_pages_and_is_searched_by_name_state_and_date(
-    tmp_path, pvxcert
-):
-    async with serving(tmp_path, MANY) as service:
+async def asked(admin, **query):
+    """Rows of all pages of a list: serial, state, name and end."""
+    found, place = [], ""
+    while True:
+        query |= {"after": place} if place else {}
+        table = await admin.rpc("CERT:LIST", uri_value("CERT:LIST", query), timeout=60)
+        columns = [table[f"value.{name}"] for name in ("cert_id", "state", "name", "not_after")]
+        found += [(int(row[0].partition(":")[2]), *row[1:]) for row in zip(*columns, strict=True)]
+        place = table["next"]
+        if not place:
+            assert len({row[0] for row in found}) == len(found)
+            return found
+
+
+def serials(rows):
+    return {row[0] for row in rows}
+
+
+@pytest.mark.usefixtures("engine")
+async def test_a_list_of_20_000_certificates_comes_in_pages_and_is_searched_by_name_state_and_date(tmp_path):
+    async with serving(tmp_path, MANY) as service, secure(service, admin_keychain(tmp_path)) as admin:
         everything = await known(service)
-        done = await pvxcert(service, "--all", "--json")
-        assert listed(done) == everything
         assert len(everything) == MANY + 2
-        # The states that wait for somebody come first, each with the latest first.
-        states = [json.loads(line)["state"] for line in done.out.splitlines()]
+        rows = await asked(admin, limit=5000)
+        assert serials(rows) == everything
+        # The states that wait for somebody come first.
+        states = [row[1] for row in rows]
         assert sorted(range(len(states)), key=lambda i: states.index(states[i])) == list(range(len(states)))
         assert states[0] == "PENDING_APPROVAL"
-        assert listed(await pvxcert(service, "--limit", "12345", "--json")) < everything
-
-        first = await pvxcert(service)
-        assert len(first.out.splitlines()) == 1001
-        assert "add --all" in first.err
 
         waiting = await known(service, certs.c.state == "PENDING_APPROVAL")
-        assert listed(await pvxcert(service, "--pending", "--all", "--json")) == waiting
+        assert serials(await asked(admin, state="PENDING_APPROVAL", limit=150)) == waiting
         hall = await known(service, certs.c.ou == "hall7", certs.c.state == "REVOKED")
-        found = await pvxcert(service, "--subject", "HALL7", "--state", "REVOKED", "--all", "--json")
-        assert listed(found) == hall
+        assert serials(await asked(admin, subject="HALL7", state="REVOKED")) == hall
+        some = await asked(admin, name="host00012", limit=30)
+        assert [row[2] for row in some] == [f"host00012{n:02d}" for n in range(100)]
 
-        some = await pvxcert(service, "--name", "host00012", "--json")
-        assert [json.loads(line)["name"] for line in some.out.splitlines()] == [
-            f"host00012{n:02d}" for n in range(100)
-        ]
         begin, end = (int(service.clock().timestamp()) + DAY_S * days for days in (100, 110))
         dates = [datetime.fromtimestamp(seconds, UTC).isoformat() for seconds in (begin, end)]
         ending = await known(service, certs.c.not_after >= begin, certs.c.not_after < end)
-        found = await pvxcert(service, "--expires-after", dates[0], "--expires-before", dates[1], "--json")
-        assert listed(found) == ending
-        ends = [json.loads(line)["not_after"] for line in found.out.splitlines()]
-        assert ends == sorted(ends)
+        found = await asked(admin, expires_after=dates[0], expires_before=dates[1], limit=99)
+        assert serials(found) == ending
+        assert [row[3] for row in found] == sorted(row[3] for row in found)
 
 
+@pytest.mark.usefixtures("engine")
+async def test_the_filters_of_the_tool_are_those_of_the_service(tmp_path, pvxcert):
+    async with serving(tmp_path, 1200) as service:
+        begin, end = (int(service.clock().timestamp()) + DAY_S * days for days in (100, 400))
+        dates = [datetime.fromtimestamp(seconds, UTC).isoformat() for seconds in (begin, end)]
+        columns = certs.c
+        named = columns.cn.startswith("host00001")
+        ending = (columns.not_after >= begin, columns.not_after < end, named, columns.state == "VALID")
+        found = await pvxcert(
+            service, "--name", "host00001", "--state", "VALID", "--expires-after", dates[0], "--expires-before",
+            dates[1], "--json",
+        )  # fmt: skip
+        assert listed(found) == await known(service, *ending)
+        assert listed(await pvxcert(service, "--all", "--json")) == await known(service)
+        assert len(listed(await pvxcert(service, "--limit", "1100", "--json"))) == 1100
+        first = await pvxcert(service)
+        assert len(first.out.splitlines()) == 1001
+        assert "add --all" in first.err
+        other = await pvxcert(service, "--issuer", "00000000")
+        assert (other.status, other.out, other.err) == (0, "", "no certificates\n")
+
+
+@pytest.mark.usefixtures("engine")
 async def test_what_ends_soon_is_found_behind_many_that_are_over(tmp_path, pvxcert):
     """The first thousand of a list need not hold any of them."""
-    async with serving(tmp_path, MANY) as service:
+    async with serving(tmp_path, 3000) as service:
         until = int(service.clock().timestamp()) + 40 * DAY_S
         live = certs.c.state.not_in(("EXPIRED", "REVOKED"))
         soon = await known(service, certs.c.not_after < until, live)

@@ -13,7 +13,7 @@ from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt import token as tokens
 from appliance.authn.jwt.config import ClaimRule
 from appliance.config.secret import Secret
-from appliance.errors import TokenRefused
+from appliance.errors import DatabaseLost, TokenRefused
 from tests.helpers.tokens import (
     NOW,
     Bench,
@@ -550,6 +550,20 @@ async def test_a_store_that_fails_lets_nobody_in(idp: IdP, caplog) -> None:
             assert await bench.refuse(idp.token()) == "internal_error"
     assert "OSError" in caplog.text
     assert "eyJ" not in caplog.text
+
+
+async def test_a_store_that_cannot_be_asked_at_the_moment_lets_nobody_in_and_says_when_to_ask_again(
+    idp: IdP,
+) -> None:
+    class Lost:
+        async def use(self, *use: object, **about: str) -> bool:
+            raise DatabaseLost("the certificate database cannot be reached; nothing was done")
+
+    async with Bench(jwks_issuer(idp)) as bench:
+        bench.verifier._replay = Lost()
+        assert await bench.refuse(idp.token()) == "use_unknown"
+        with pytest.raises(TokenRefused, match="cannot be reached; nothing was done; retry in 5 s"):
+            await bench.accept(idp.token())
 
 
 # Rule 13

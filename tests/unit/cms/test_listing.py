@@ -1,5 +1,6 @@
 """CERT:LIST in pages: whatever is asked, the pages together are the whole list, in its order, each row once."""
 
+import contextlib
 import random
 
 import pytest
@@ -16,9 +17,23 @@ NOW = 1_800_000_000
 RANK = ["PENDING_APPROVAL", "PENDING_RENEWAL", "PENDING", "VALID", "SCHEDULED_OFFLINE", "EXPIRED", "REVOKED"]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    made = Store(str(tmp_path_factory.mktemp("list") / "certs.db"), ISSUER)
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def store(request, tmp_path_factory):
+    """A database of each kind with the same certificates; tests only read it."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "sqlite":
+            where = str(tmp_path_factory.mktemp("list") / "certs.db")
+        else:
+            server = request.getfixturevalue("postgres")
+            name = server.new()
+            stack.callback(server.drop, name)
+            where = server.url(name)
+        yield stack.enter_context(filled(where))
+
+
+@contextlib.contextmanager
+def filled(where):
+    made = Store(where, ISSUER)
     made.open()
 
     def job(transaction):
@@ -38,9 +53,11 @@ def store(tmp_path_factory):
             new = {**row, "serial": 1 + number, "cn": name, "subject": f"{name}\x1flab\x1fx\x1f"}
             transaction.connection.execute(sa.insert(certs).values(**new))
 
-    made.run(job)
-    yield made
-    made.close()
+    try:
+        made.run(job)
+        yield made
+    finally:
+        made.close()
 
 
 def everything(store):
@@ -103,7 +120,7 @@ ASKED = {
 
 @pytest.mark.parametrize("order", ["created", "expiry", "name"])
 @pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
-@pytest.mark.parametrize(("limit", "looked_at"), [(1000, 50_000), (7, 50_000), (20, 30), (5, 2)])
+@pytest.mark.parametrize(("limit", "looked_at"), [(1000, 50_000), (7, 30)])
 def test_the_pages_of_a_list_are_the_list(store, order, asked, limit, looked_at):
     wanted = Wanted(**{"issuer": ISSUER, **asked}, order=order, limit=limit)
     found, count = pages(store, wanted, looked_at=looked_at)
@@ -135,8 +152,8 @@ def test_the_pages_of_a_list_are_the_list(store, order, asked, limit, looked_at)
         ),
     ],
 )
-def test_each_list_is_read_in_the_order_of_an_index(store, order, asked, index):
-    """So a page costs the same, however many certificates there are."""
+def test_each_list_is_read_in_the_order_of_an_index(tmp_path_factory, order, asked, index):
+    """So a page costs the same, however many certificates there are. SQLite says for sure; PostgreSQL decides by statistics."""
     wanted = Wanted(ISSUER, order=order, limit=5, **asked)
     plans = []
 
@@ -157,7 +174,8 @@ def test_each_list_is_read_in_the_order_of_an_index(store, order, asked, index):
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             plans.append(" / ".join(row.detail for row in plan))
 
-    store.run(job)
+    with filled(str(tmp_path_factory.mktemp("plans") / "certs.db")) as store:
+        store.run(job)
     assert len(plans) >= 2
     for plan in plans:
         assert index.split(" (")[0] in plan, plan

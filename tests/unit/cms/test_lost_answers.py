@@ -161,6 +161,15 @@ async def test_a_requester_that_left_before_its_answer_gets_a_certificate_when_i
     assert await nodes.states() == {1: CertState.REVOKED, 2: CertState.VALID}
 
 
+async def test_an_answer_that_was_given_up_before_its_commit_was_known_is_in_doubt_at_once(nodes):
+    record = await nodes.create("a", asked(1))
+    nodes.store.unclaimed(record)  # as the store says, once it knows
+    nodes.store.unclaimed(None)
+    await nodes.lives["b"].settle()
+    assert (await nodes.create("a", asked(2))).serial == 2
+    assert await nodes.states() == {1: CertState.REVOKED, 2: CertState.VALID}
+
+
 async def test_nobody_else_ends_a_certificate_whose_answer_was_lost(nodes):
     await nodes.create("a", asked(1))
     nodes.alive.discard("a")

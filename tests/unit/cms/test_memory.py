@@ -315,3 +315,16 @@ async def test_an_own_commit_behind_which_another_node_has_changed_the_same_is_n
     memory.change({1: seq})
     assert memory.put(record, seq - 1)
     assert (await memory.find(1)).state is S.REVOKED
+
+
+async def test_an_own_commit_that_comes_from_the_database_first_is_kept(service, monkeypatch):
+    record = await service.life.create(asked(1), ALICE)
+    memory = fresh(service)
+    memory.change({1: 5})
+    memory.put(record, 5)
+    assert memory.is_certain(1)
+    # What is not remembered any more is not kept: another node may have changed it.
+    monkeypatch.setattr(memory_module, "_SEEN", 0)
+    memory.change({1: 6})
+    memory.put(record, 6)
+    assert not memory.is_certain(1)

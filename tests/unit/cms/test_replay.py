@@ -141,3 +141,21 @@ async def test_a_use_before_tokens_became_void_is_not_repeated(nodes):
     replay = nodes.start("a", NOW + 5)
     nodes.store.start()
     assert not await replay.repeats(ISSUER, TOKEN, NOW + 6, **MINE)
+
+
+async def test_what_a_database_has_lost_while_the_service_ran_is_recorded_again_and_older_tokens_are_void(
+    nodes,
+):
+    replay = nodes.start("a")
+    nodes.store.start()
+    assert await nodes.use(replay, **MINE)
+
+    def lose(transaction):
+        transaction.connection.exec_driver_sql("DELETE FROM replay")
+
+    await nodes.store.submit(lose)
+    await nodes.store.submit(lambda transaction: replay.make_good(transaction, NOW + 5))
+    assert not await nodes.use(replay, **MINE)
+    assert not await replay.repeats(ISSUER, TOKEN, NOW + 6, **MINE)
+    assert not await nodes.use(replay, "ef" * 32, NOW + 6), "nobody knows what other nodes used"
+    assert await replay.use(ISSUER, "12" * 32, LATER, NOW + 10, NOW + 6), "it is younger"

@@ -177,3 +177,23 @@ async def test_nothing_is_written_while_nothing_happens(site):
     assert site.revocations._written is not None
     assert site.revocations._written == written
     assert site.store.commits == before + 1, "it asks for the audit's head, and changes nothing"
+
+
+async def test_what_a_database_has_lost_while_the_service_ran_is_revoked_again(site):
+    site.issue(1, 2, 3)
+    site.revoke(1)
+    await site.checkpoint()
+    site.revoke(2)
+
+    def lose(transaction):
+        """What came after the checkpoint, as when a standby takes over that did not have it yet."""
+        transaction.connection.exec_driver_sql("UPDATE certs SET state = 'VALID' WHERE serial = 2")
+
+    site.store.run(lose)
+    again = site.store.run(lambda transaction: site.revocations.make_good(transaction, 7))
+    assert [record.serial for record in again] == [2]
+    assert [site.state(serial) for serial in (1, 2, 3)] == [
+        CertState.REVOKED,
+        CertState.REVOKED,
+        CertState.VALID,
+    ]

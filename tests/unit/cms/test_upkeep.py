@@ -10,14 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.profiles import build_certificate, generate_key, subject_name
 from appliance.cms import audit as cms_audit
-from appliance.cms.audit import prune_audit, verify_audit
+from appliance.cms.audit import export_audit, prune_audit, verify_audit, verify_exported
 from appliance.cms.backup import backup, find_damage
 from appliance.cms.model import state_now, utc
 from appliance.cms.schema import audit, meta
 from appliance.cms.service import CertificateService
 from appliance.cms.store import Store
 from appliance.config.secret import FilePath
-from appliance.daemon.audit import GENESIS
+from appliance.daemon.audit import GENESIS, verify_file
 from appliance.errors import ConfigurationError
 from tests.helpers.cms import Clock, effective, running
 from tests.helpers.pki import site, write_keychain
@@ -188,3 +188,55 @@ def test_what_this_authority_has_not_issued_is_not_preloaded(tmp_path):
         with contextlib.ExitStack() as stack, pytest.raises(ConfigurationError, match=why) as caught:
             stack.enter_context(restarted(tmp_path, preload=(FilePath(tmp_path / name),)))
         assert name in str(caught.value)
+
+
+async def test_records_are_exported_before_they_are_removed_and_stay_if_that_fails(tmp_path):
+    exports = tmp_path / "exports"
+    clock = Clock()
+    settings = {"audit_retention_days": 30, "audit_export_dir": FilePath(exports)}
+    async with running(tmp_path, clock, **settings) as service:
+        number = verify_audit(service.store.where).records
+        clock.advance(days=60)
+        await service.upkeep.look_after()
+        assert "cannot be removed" in service.upkeep.pruning
+        await service.health.check()
+        assert "No such file or directory" in service.health.health.current["alarm.message"]
+        exports.mkdir()
+        await service.upkeep.look_after()
+        assert service.upkeep.pruning == ""
+        (name,) = [path.name for path in exports.iterdir()]
+        assert name == f"audit_{service.names.issuer_id}_{1:012d}_{number - 1:012d}.jsonl"
+        one = verify_file(exports / name)
+        assert (one.records, one.intact) == (number - 1, True)
+        rows = await service.store.submit(lambda t: t.connection.execute(sa.select(audit)).all())
+        prune = [json.loads(row.record) for row in rows if row.action == "prune"]
+        assert prune[0]["exported"] == name
+        assert prune[0]["up_to_hash"] == one.head
+        # The next export begins where this one ends.
+        clock.advance(days=60)
+        await service.upkeep.look_after()
+        two = max(exports.iterdir())
+        assert verify_exported(str(two), head=one.head).intact
+        assert verify_audit(service.store.where).intact
+
+
+async def test_an_export_that_was_made_before_a_crash_is_used_and_another_file_is_not(tmp_path):
+    exports = tmp_path / "exports"
+    exports.mkdir()
+    clock = Clock()
+    settings = {"audit_retention_days": 30, "audit_export_dir": FilePath(exports)}
+    async with running(tmp_path, clock, **settings) as service:
+        where = service.store.where
+        number = verify_audit(where).records
+        clock.advance(days=60)
+        target = exports / f"audit_{service.names.issuer_id}_{1:012d}_{number - 1:012d}.jsonl"
+        target.write_text("somebody's\n")
+        await service.upkeep.look_after()
+        assert "this is not the export of these records" in service.upkeep.pruning
+        assert verify_audit(where).records == number
+        target.unlink()
+        export_audit(where, str(target), last=number - 1)
+        await service.upkeep.look_after()
+        assert service.upkeep.pruning == ""
+        assert list(exports.iterdir()) == [target]
+        assert verify_audit(where).records == 2
