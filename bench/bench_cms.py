@@ -96,19 +96,27 @@ def requests(process: Process, issuer: tokens.Issuer, folder: Path) -> Iterator[
     what = "the same requests for the first time"
     yield Row("cms: renewals (std), 32 in flight", *pair, "CCR/s", 2, peer_name=what)
 
-    def in_cpu_time() -> float:
+    def own_keys(in_flight: int, count: int) -> float:
+        word = f"own{next(turn)}-"
+        asked = [ccr(f"{word}{n}", key=generate_key("ec-p256")) for n in range(count)]
+        return rate(process.tcp_port, asked, in_flight)
+
+    def in_cpu_time(measure: Callable[[int, int], float]) -> float:
         before = cpu_seconds(process.process.pid)
-        std(32, 1000)
+        measure(32, 1000)
         return 1000 / (cpu_seconds(process.process.pid) - before)
 
-    yield Row(
-        "cms: CCRs (std), 32 in flight, per second of its CPU time",
-        *alternate(in_cpu_time, lambda: bare(1000, clock=time.process_time)),
-        "CCR/s",
-        0.1,
-        peer_name=other,
-        goal=1500,
-    )
+    for what, measure in ((f"{len(keys)} keys", std), ("a key for each", own_keys)):
+        yield Row(
+            f"cms: CCRs (std, {what}), 32 in flight, per second of its CPU time",
+            *alternate(
+                lambda measure=measure: in_cpu_time(measure), lambda: bare(1000, clock=time.process_time)
+            ),
+            "CCR/s",
+            0.1,
+            peer_name=other,
+            goal=1500,
+        )
 
 
 def cpu_seconds(pid: int) -> float:

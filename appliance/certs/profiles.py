@@ -36,6 +36,7 @@ from appliance.certs.x509 import (
     extension_values,
     find_extension,
     is_ca,
+    key_and_serial,
     public_key,
     renew_by,
     san,
@@ -166,7 +167,7 @@ def _subject_problem(oid: x509.ObjectIdentifier, text: str | bytes) -> str | Non
         return f"the subject's {short} is empty"
     if text != text.strip():
         return f"the subject's {short} has blanks at its ends: {text[:limit]!a}"
-    if any("\ud800" <= char <= "\udfff" for char in text):
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
         return f"the subject's {short} is not UTF-8: {text[:limit]!a}"
     if not text.isprintable():
         return f"the subject's {short} has control characters, or others that cannot be printed: {text[:limit]!a}"
@@ -215,7 +216,7 @@ def build_ca(
         body = tbs.certificate_body(
             by.algorithm,
             serial=serial,
-            issuer=(subject if issuer is None else issuer.certificate.subject).public_bytes(),
+            issuer=subject.public_bytes() if issuer is None else _authority(issuer.certificate).name,
             not_before=not_before,
             not_after=not_after,
             subject=subject.public_bytes(),
@@ -344,8 +345,9 @@ def prepare_certificate(
     algorithm = issuer.signer.algorithm
     try:
         key = tbs.encoded_key(public_key)
+        common = _common(issuer.certificate, usage, _key_bits(public_key))
         extensions = [
-            *_common_extensions(issuer.certificate, usage, _key_bits(public_key)),
+            *common.extensions,
             _extension(x509.SubjectKeyIdentifier(tbs.key_identifier(key))),
         ]
         if san:
@@ -359,7 +361,7 @@ def prepare_certificate(
         body = tbs.certificate_body(
             algorithm,
             serial=serial,
-            issuer=_authority(issuer.certificate).name,
+            issuer=common.issuer,
             not_before=not_before,
             not_after=not_after,
             subject=subject.public_bytes(),
@@ -393,15 +395,25 @@ def _extension(value: x509.ExtensionType, *, critical: bool = False) -> bytes:
     return tbs.extension(value.oid, value.public_bytes(), critical=critical)
 
 
+class _Common(NamedTuple):
+    """What all of an authority's certificates for a usage and a kind of key have in common, in DER."""
+
+    issuer: bytes
+    extensions: tuple[bytes, ...]
+
+
 @lru_cache(maxsize=64)
-def _common_extensions(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> tuple[bytes, ...]:
-    """Return what all of an authority's certificates for a usage and a kind of key have in common."""
+def _common(issuer: x509.Certificate, usage: str, key_bits: tuple[str, ...]) -> _Common:
+    authority = _authority(issuer)
     purposes = sorted(EXTENDED_KEY_USAGES[usage], key=lambda o: o.dotted_string)
-    return (
-        _extension(x509.AuthorityKeyIdentifier(_authority(issuer).key_identifier, None, None)),
-        _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
-        _extension(_key_usage(*key_bits), critical=True),
-        _extension(x509.ExtendedKeyUsage(purposes)),
+    return _Common(
+        authority.name,
+        (
+            _extension(x509.AuthorityKeyIdentifier(authority.key_identifier, None, None)),
+            _extension(x509.BasicConstraints(ca=False, path_length=None), critical=True),
+            _extension(_key_usage(*key_bits), critical=True),
+            _extension(x509.ExtendedKeyUsage(purposes)),
+        ),
     )
 
 
@@ -415,9 +427,8 @@ def _ca_extensions(path_length: int | None) -> tuple[bytes, ...]:
 class _Authority(NamedTuple):
     """What every certificate is compared with, read once from the authority's certificate."""
 
-    subject: x509.Name
     name: bytes
-    """The subject in DER."""
+    """The subject in DER, just as the certificate has it."""
     not_after: datetime
     public_key: CertificatePublicKeyTypes
     key_identifier: bytes
@@ -427,8 +438,7 @@ class _Authority(NamedTuple):
 @lru_cache(maxsize=16)
 def _authority(certificate: x509.Certificate) -> _Authority:
     return _Authority(
-        certificate.subject,
-        certificate.subject.public_bytes(),
+        tbs.names(certificate.tbs_certificate_bytes)[1],
         certificate.not_valid_after_utc,
         certificate.public_key(),
         subject_key_identifier(certificate),
@@ -512,7 +522,7 @@ def check_ca(certificate: x509.Certificate) -> None:
         CertificateError: It cannot; the text lists every problem.
     """
     values = extension_values(certificate)
-    problems = _common_problems(certificate, public_key(certificate), values)
+    problems = _common_problems(certificate, public_key(certificate), serial_number(certificate), values)
     if not list(certificate.subject):
         problems.append("the subject is empty")
     if not _says_ca(values):
@@ -530,15 +540,15 @@ def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate
         CertificateError: It breaks the profile; the text lists every problem.
     """
     values = extension_values(certificate)
-    key = public_key(certificate)
+    key, serial = key_and_serial(certificate)
     authority = _authority(issuer)
     problems = _subject_problems(certificate.subject)
     if x509.SubjectKeyIdentifier.oid not in values:
         problems.append("it has no subject key identifier")
-    problems += _common_problems(certificate, key, values)
-    if serial_number(certificate) >= 1 << 64:
+    problems += _common_problems(certificate, key, serial, values)
+    if serial >= 1 << 64:
         problems.append("its serial number does not fit 64 bits")
-    if certificate.issuer != authority.subject:
+    if tbs.names(certificate.tbs_certificate_bytes)[0] != authority.name:
         problems.append("its issuer is not the subject of the CA")
     if certificate.not_valid_after_utc > authority.not_after:
         problems.append(
@@ -592,12 +602,13 @@ def _subject_problems(subject: x509.Name) -> list[str]:
 def _common_problems(
     certificate: x509.Certificate,
     key: CertificatePublicKeyTypes,
+    serial: int,
     values: Mapping[x509.ObjectIdentifier, x509.ExtensionType],
 ) -> list[str]:
     problems: list[str] = []
     if certificate.version is not x509.Version.v3:
         problems.append("it is not of version 3")
-    if not 0 < serial_number(certificate) <= MAX_SERIAL:
+    if not 0 < serial <= MAX_SERIAL:
         problems.append("its serial number is not positive, or has more than 20 octets")
     weak = check_public_key(key)
     if weak:

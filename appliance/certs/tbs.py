@@ -26,12 +26,14 @@ __all__ = [
     "extension",
     "key_bits",
     "key_identifier",
+    "names",
     "request_body",
     "signed",
 ]
 
 _BIT_STRING: Final = 0x03
 _TRUE: Final = b"\x01\x01\xff"
+_EXPLICIT_VERSION: Final = 0xA0
 _VERSION_3: Final = context(0, integer(2))
 _VERSION_1_OF_REQUESTS: Final = integer(0)
 _EXTENSION_REQUEST: Final = oid("1.2.840.113549.1.9.14")
@@ -106,6 +108,24 @@ def certificate_body(
         subject,
         key,
         context(3, sequence(*extensions)),
+    )
+
+
+def names(body: bytes) -> tuple[bytes, bytes]:
+    """Return the issuer's and the subject's Name of a TBSCertificate that was read before, in DER."""
+    rest = read_tlv(body)[1]
+    tag, _, after = read_tlv(rest)
+    if tag == _EXPLICIT_VERSION:
+        rest = after
+    for _ in range(2):  # serial number, algorithm
+        rest = read_tlv(rest)[2]
+    at_issuer = rest
+    after_issuer = read_tlv(rest)[2]
+    at_subject = read_tlv(after_issuer)[2]  # behind the dates
+    after_subject = read_tlv(at_subject)[2]
+    return (
+        at_issuer[: len(at_issuer) - len(after_issuer)],
+        at_subject[: len(at_subject) - len(after_subject)],
     )
 
 

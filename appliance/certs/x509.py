@@ -6,6 +6,7 @@ Source: SPVA specification 4.2 (extensions), 4.3 (status extension), 4.4 (subjec
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ __all__ = [
     "is_ca",
     "is_self_signed",
     "issuer_id",
+    "key_and_serial",
     "load_der",
     "load_pem_text",
     "names_status",
@@ -85,6 +87,7 @@ MAX_PV_NAME = 500
 _T = TypeVar("_T", bound=x509.ExtensionType)
 MAX_SERIAL = (1 << 160) - 1
 """The largest serial number: 20 bytes (RFC 5280 4.1.2.2). Ours have 63 bits, those of other authorities usually 159."""
+_VISIBLE = re.compile(rb"[!-~]+").fullmatch
 _SPECIAL = frozenset(',+"\\<>;')
 _IA5STRING = 0x16
 _UTC_TIME = 0x17
@@ -187,8 +190,24 @@ def public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes:
         with quiet():
             return certificate.public_key()
     except UNREADABLE as exc:
-        msg = f"the public key of {subject_text(certificate.subject)} cannot be read: {exc}"
-        raise CertificateError(msg) from exc
+        raise _unreadable_key(certificate, exc) from exc
+
+
+def key_and_serial(certificate: x509.Certificate) -> tuple[CertificatePublicKeyTypes, int]:
+    """Return a certificate's public key and its serial number, for callers that need both.
+
+    Raises:
+        CertificateError: The key cannot be read or is of an unknown kind.
+    """
+    try:
+        with quiet():
+            return certificate.public_key(), certificate.serial_number
+    except UNREADABLE as exc:
+        raise _unreadable_key(certificate, exc) from exc
+
+
+def _unreadable_key(certificate: x509.Certificate, why: Exception) -> CertificateError:
+    return CertificateError(f"the public key of {subject_text(certificate.subject)} cannot be read: {why}")
 
 
 def serial_number(certificate: x509.Certificate) -> int:
@@ -423,7 +442,7 @@ def decode_pv_name(raw: bytes) -> str:
     if not raw or len(raw) > MAX_PV_NAME:
         msg = f"it has {len(raw)} bytes, 1 to {MAX_PV_NAME} are allowed"
         raise DERError(msg)
-    if not all(0x20 < byte < 0x7F for byte in raw):
+    if not _VISIBLE(raw):
         msg = "it is not printable ASCII without blanks"
         raise DERError(msg)
     return raw.decode("ascii")
@@ -438,7 +457,7 @@ def encode_pv_name(name: str, *, raw: bool = False) -> bytes:
         CertificateError: The name cannot go into a certificate.
     """
     data = name.encode("ascii", "replace")
-    if not name.isascii() or not 0 < len(data) < 0x80 or not all(0x20 < byte < 0x7F for byte in data):
+    if not name.isascii() or not 0 < len(data) < 0x80 or not _VISIBLE(data):
         msg = f"the PV name {name[:64]!r} cannot go into a certificate: 1 to 127 printable ASCII characters are allowed"
         raise CertificateError(msg)
     return data if raw else tlv(_IA5STRING, data)

@@ -170,6 +170,7 @@ def engine_for(
         if not read_only:
             cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA cache_size=-32768")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

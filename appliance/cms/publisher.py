@@ -11,6 +11,9 @@ renewal is due, is published beside the signature that exists already.
 With a database server, other nodes change certificates too. So a status is signed only while this node is sure that it knows
 of every change (`Publisher.is_fresh`); UNKNOWN is signed only after the database has said that there is no such certificate.
 What was signed before serves until it ends. Then the channel is closed, so that the client finds another node.
+
+A key that is not in this process (`appliance.certs.signer.Signer.is_quick`) signs beside everything else. While it cannot be reached,
+what was signed before serves until it ends, unless the certificate's state has changed.
 """
 
 from __future__ import annotations
@@ -37,8 +40,9 @@ from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.renewal import RENEWABLE
+from appliance.cms.signing import signed as signed_by
 from appliance.cms.transaction import CertRecord
-from appliance.errors import ApplianceError, DatabaseLost, RequestRefused
+from appliance.errors import ApplianceError, DatabaseLost, RequestRefused, SigningError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
@@ -87,6 +91,17 @@ class CannotKnow(RequestRefused):
             "the state of the certificate cannot be known at the moment: this node of the certificate service has lost its database; "
             "ask another node, or again in a moment"
         )
+
+
+class _Unsigned(NamedTuple):
+    """An answer that has to be signed."""
+
+    body: bytes
+    state: OCSPState
+    this_update: datetime
+    next_update: datetime
+    revoked: datetime | None
+    refresh_at: float
 
 
 class StatusPV(Handler):
@@ -328,6 +343,10 @@ class Publisher:
         self._refreshes: list[tuple[float, int, int]] = []
         self._count = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._signing: dict[int, asyncio.Task[None]] = {}
+        """Where a slow signer signs: serial numbers."""
+        self._to_sign: dict[int, CertRecord | None] = {}
+        """What a slow signer signs next. A later change takes the place of an earlier one."""
         self._asked: dict[str, deque[StatusPV]] = {}
         """What to ask the database, by the requester's address."""
         lifecycle.listeners.append(self._changed)
@@ -433,7 +452,8 @@ class Publisher:
             failure = error
         finally:
             pv.fetching = False
-        pv.answer_all(failure)
+        if failure is not None or pv.serial not in self._signing:
+            pv.answer_all(failure)
         if failure is not None and pv.subscriptions:
             self._refresh_at(pv, self.lifecycle.clock().timestamp() + _AGAIN_S)
         self.rest(pv)
@@ -441,9 +461,10 @@ class Publisher:
     async def stop(self) -> None:
         """Ask the database no more: the clients are gone."""
         self._asked.clear()
-        for task in self._tasks:
+        tasks = (*self._tasks, *self._signing.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _mine(self, record: CertRecord | None) -> CertRecord | None:
         """Return a certificate of this authority; None for one of another, which this authority does not know."""
@@ -456,7 +477,7 @@ class Publisher:
         if self._mine(record) is None:
             return
         pv = self._pvs.get(record.serial)
-        if pv is None or (pv.store is None and not pv.subscriptions):
+        if pv is None or (pv.store is None and not pv.subscriptions and pv.serial not in self._signing):
             return
         if self._knows(record.serial):
             self._publish(pv, record)
@@ -476,14 +497,64 @@ class Publisher:
             self._have_fetched(pv)
 
     def _publish(self, pv: StatusPV, record: CertRecord | None) -> None:
-        now = self.lifecycle.clock()
+        if self._signer.signer.is_quick:
+            now = self.lifecycle.clock()
+            self._show(pv, *self.make(pv.serial, record, now, pv.signed))
+            return
+        self._to_sign[pv.serial] = record
+        if pv.serial not in self._signing:
+            task = asyncio.get_running_loop().create_task(self._sign_beside(pv))
+            self._signing[pv.serial] = task
+
+    def _show(self, pv: StatusPV, store: list[Any], signed: Signed) -> None:
         last = pv.signed
-        store, signed = self.make(pv.serial, record, now, last)
         pv.set(store, signed)
         if signed is not last:
             self._refresh_at(pv, signed.refresh_at)
         if pv.waiting:
             pv.answer_all(None)
+
+    async def _sign_beside(self, pv: StatusPV) -> None:
+        """Have a slow signer sign what is said of a certificate, until nothing newer is to be said."""
+        serial = pv.serial
+        failure: ApplianceError | None = None
+        try:
+            while serial in self._to_sign:
+                failure = await self._sign_newest(pv)
+        except ApplianceError as error:
+            failure = error
+        finally:
+            self._signing.pop(serial, None)
+            self._to_sign.pop(serial, None)
+        pv.answer_all(failure)
+        self.rest(pv)
+
+    async def _sign_newest(self, pv: StatusPV) -> SigningError | None:
+        serial = pv.serial
+        record = self._to_sign.pop(serial)
+        now = self.lifecycle.clock()
+        wanted = self._wanted(serial, record, now, pv.signed)
+        if isinstance(wanted, _Unsigned):
+            try:
+                signature = await signed_by(self._signer.signer, wanted.body)
+            except SigningError as error:
+                if serial not in self._to_sign:
+                    self._go_without(pv, wanted, now.timestamp())
+                return error
+            wanted = self._signed(wanted, signature)
+        if serial not in self._to_sign:
+            self._show(pv, self._answer(serial, record, now, wanted), wanted)
+        return None
+
+    def _go_without(self, pv: StatusPV, wanted: _Unsigned, now: float) -> None:
+        """Do what is right while nothing can be signed. What is not true any more is not served."""
+        last = pv.signed
+        if last is None:
+            return
+        if (last.state, last.revoked) == (wanted.state, wanted.revoked):
+            self._hold_out(pv, last, now)
+        else:
+            pv.close()
 
     def _refresh_at(self, pv: StatusPV, when: float) -> None:
         heapq.heappush(self._refreshes, (when, next(self._count), pv.serial))
@@ -502,11 +573,18 @@ class Publisher:
         Returns:
             The answer, and the signature in it.
         """
+        signed = self._wanted(serial, record, now, last)
+        if isinstance(signed, _Unsigned):
+            signed = self._signed(signed, self._signer.signer.sign(signed.body))
+        return self._answer(serial, record, now, signed), signed
+
+    def _state(self, serial: int, record: CertRecord | None) -> CertState:
         if record is not None:
-            state = self.lifecycle.state(record)
-        else:
-            state = CertState.VALID if serial in self._always_valid else CertState.UNKNOWN
-        signed = self._sign(serial, record, state, now, last)
+            return self.lifecycle.state(record)
+        return CertState.VALID if serial in self._always_valid else CertState.UNKNOWN
+
+    def _answer(self, serial: int, record: CertRecord | None, now: datetime, signed: Signed) -> list[Any]:
+        state = self._state(serial, record)
         store = self._template.copy()
         write_status(
             store,
@@ -532,13 +610,13 @@ class Publisher:
                 store[at["schedule"]] = schedule_array(windows_now(record, now))
                 store[at["time_zone"]] = schedule_of(record).zone
         store[at["display.description"]] = f"status of certificate {shown_id(self.issuer, serial)}"
-        return store, signed
+        return store
 
-    def _sign(
-        self, serial: int, record: CertRecord | None, state: CertState, now: datetime, last: Signed | None
-    ) -> Signed:
-        import numpy as np
-
+    def _wanted(
+        self, serial: int, record: CertRecord | None, now: datetime, last: Signed | None
+    ) -> Signed | _Unsigned:
+        """Return the last signature if it still serves, else what has to be signed."""
+        state = self._state(serial, record)
         wanted = ocsp_state(state)
         crossing = boundary_of(record, now) if record is not None and state is CertState.VALID else None
         end = None if crossing is None else utc(int(crossing))
@@ -553,21 +631,22 @@ class Publisher:
             return last
         this_update = now.astimezone(UTC).replace(microsecond=0)
         next_update = self._until(this_update, end)
-        der = self._signer.sign(
+        body = self._signer.prepare(
             serial, wanted, this_update=this_update, next_update=next_update, revocation_date=revoked
         )
-        self.signed += 1
         # One that ends with the crossing is not signed again before: that would be ever shorter times.
         part = 1.0 if end is not None and next_update >= end else _RENEW_AT
         length = (next_update - this_update).total_seconds()
-        return Signed(
-            wanted,
-            np.frombuffer(der, dtype=np.uint8),
-            this_update,
-            next_update,
-            revoked,
-            this_update.timestamp() + length * part,
+        return _Unsigned(
+            body, wanted, this_update, next_update, revoked, this_update.timestamp() + length * part
         )
+
+    def _signed(self, what: _Unsigned, signature: bytes) -> Signed:
+        import numpy as np
+
+        self.signed += 1
+        der = np.frombuffer(self._signer.finish(what.body, signature), dtype=np.uint8)
+        return Signed(what.state, der, what.this_update, what.next_update, what.revoked, what.refresh_at)
 
     def _until(self, begin: datetime, end: datetime | None) -> datetime:
         """Return until when an answer of ``begin`` is good, ``end`` being when the certificate ceases to be VALID."""

@@ -131,7 +131,9 @@ class Store:
         """The audit's last record, while it is certain."""
         self._version = -1
         """SQLite's counter of commits by others: another command may have worked on the database."""
-        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Waiting] | None] = queue.SimpleQueue()
+        self._submitted: list[Waiting] = []
+        """Jobs of this turn of the event loop. They go to the thread together: one commit, and one change of threads."""
         self._lock_fd = -1
         self._in_use = InUse()
         self._connection: sa.Connection | None = None
@@ -528,6 +530,7 @@ class Store:
         """Finish queued jobs and close the database."""
         self._closing.set()
         if self._thread is not None:
+            self._send()
             self._queue.put(None)
             self._thread.join()
             self._thread = None
@@ -587,9 +590,16 @@ class Store:
         item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial)
         if self.database.is_server and not patient:
             item.timer = loop.call_later(self.wait_s, item.expire, self._why)
+        if not self._submitted or self._loop is not loop:
+            loop.call_soon(self._send)
         self._loop = loop
-        self._queue.put(item)
+        self._submitted.append(item)
         return future
+
+    def _send(self) -> None:
+        if self._submitted:
+            items, self._submitted = self._submitted, []
+            self._queue.put(items)
 
     def _why(self) -> str:
         return f": {self.database.why}" if self.database.why else ""
@@ -614,17 +624,17 @@ class Store:
             if busy > 2:
                 # Under load one commit for many is better than a commit at once; a single request never waits.
                 time.sleep(min(busy * _GATHER_S, _GATHER_MAX_S))
-            group = [first]
+            group = first
             stop = False
             while len(group) < _GROUP:
                 try:
-                    item = self._queue.get_nowait()
+                    items = self._queue.get_nowait()
                 except queue.Empty:
                     break
-                if item is None:
+                if items is None:
                     stop = True
                     break
-                group.append(item)
+                group += items
             busy = len(group)
             trial = all(item.trial for item in group)
             if self.database.is_server:

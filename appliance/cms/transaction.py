@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 from appliance.certs.status import CertState
 from appliance.cms import schema
 from appliance.cms.key_uses import KeyUse, KeyUses
-from appliance.daemon.audit import GENESIS, canonical, chain
+from appliance.daemon.audit import GENESIS, canonical, chain_canonical
 from appliance.errors import ApplianceError
 
 __all__ = [
@@ -115,8 +116,13 @@ _RENEW: Final = (
         next_at=sa.bindparam("next"),
     )
 )
-_ADD_CERTS: Final = sa.insert(schema.certs)
-_ADD_AUDIT: Final = sa.insert(schema.audit)
+_MOST_ROWS: Final = 32
+_AT_ONCE: Final = 500
+_DELIVERED: Final = (
+    sa.update(schema.certs)
+    .where(schema.certs.c.serial.in_(sa.bindparam("numbers", expanding=True)))
+    .values(delivered=1)
+)
 _AUDIT_HEAD: Final = (
     sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
 )
@@ -360,14 +366,15 @@ class Transaction:
         self._seq += 1
         number = "" if serial is None else str(serial)
         record = {"seq": self._seq, "at": at, "action": action, "serial": number, **facts}
-        self._hash = chain(self._hash, record)
+        text = canonical(record)
+        self._hash = chain_canonical(self._hash, text)
         self._new_audit.append(
             {
                 "seq": self._seq,
                 "at": at,
                 "action": action,
                 "serial": number,
-                "record": canonical(record).decode(),
+                "record": text.decode(),
                 "hash": self._hash,
             }
         )
@@ -390,7 +397,7 @@ class Transaction:
     def flush(self) -> None:
         """Write what has been added."""
         if self._new_certs:
-            self.connection.execute(_ADD_CERTS, self._new_certs)
+            _insert(self.connection, schema.certs, self._new_certs)
             for subject, records in self._new_by_subject.items():
                 if subject in self._by_subject:
                     self._by_subject[subject] += records
@@ -403,8 +410,34 @@ class Transaction:
             if changed not in (len(renewed), -1):  # -1: this database's driver does not say
                 raise StoreError("a certificate's state has changed in the meantime; look again")
         if self._new_audit:
-            self.connection.execute(_ADD_AUDIT, self._new_audit)
+            _insert(self.connection, schema.audit, self._new_audit)
             self._new_audit = []
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write new rows, all with the columns of the first one.
+
+    SQLite gets many rows in one statement. In each step of a statement other threads run, and then this one waits for its turn
+    again: with a step for each row the two threads of the service would spend more time on that than on the rows.
+    """
+    if connection.dialect.name != "sqlite":
+        connection.execute(sa.insert(table), rows)
+        return
+    columns = tuple(rows[0])
+    at = 0
+    while at < len(rows):
+        # Powers of two, so that there are few statements, and all of them stay prepared.
+        count = min(_MOST_ROWS, 1 << ((len(rows) - at).bit_length() - 1))
+        values = tuple(row[column] for row in rows[at : at + count] for column in columns)
+        connection.exec_driver_sql(_insert_text(table, columns, count), values)
+        at += count
+
+
+@lru_cache(maxsize=64)
+def _insert_text(table: sa.Table, columns: tuple[str, ...], count: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    # Names of this program's own tables and columns, and nothing else.
+    return f"INSERT INTO {table.name} ({', '.join(table.c[name].name for name in columns)}) VALUES {', '.join([row] * count)}"  # noqa: S608
 
 
 Job = Callable[[Transaction], Any]
@@ -432,12 +465,8 @@ def mark_delivered(serials: Sequence[int]) -> Job:
 
     def job(transaction: Transaction) -> None:
         transaction.flush()
-        transaction.connection.execute(
-            sa.update(schema.certs)
-            .where(schema.certs.c.serial == sa.bindparam("number"))
-            .values(delivered=1),
-            [{"number": serial} for serial in serials],
-        )
+        for at in range(0, len(serials), _AT_ONCE):
+            transaction.connection.execute(_DELIVERED, {"numbers": serials[at : at + _AT_ONCE]})
 
     return job
 

@@ -104,6 +104,9 @@ def _key(key: object) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+_JSON: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(record: Mapping[str, Any]) -> bytes:
     """Return the one JSON form of a record: sorted keys, no blanks, UTF-8.
 
@@ -111,19 +114,23 @@ def canonical(record: Mapping[str, Any]) -> bytes:
         ConfigurationError: The record has none.
     """
     try:
-        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return text.encode()
+        return _JSON.encode(record).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"an audit record cannot be written: {error}") from error
 
 
 def chain(previous: str, record: Mapping[str, Any]) -> str:
     """Return the hash (64 hex digits) of a record that follows the one whose hash is ``previous``."""
+    return chain_canonical(previous, canonical(record))
+
+
+def chain_canonical(previous: str, text: bytes) -> str:
+    """Do as `chain` for a record that is in its one form already."""
     try:
         start = bytes.fromhex(previous)
     except ValueError as error:
         raise ConfigurationError(f"{previous[:80]!r} is not the hash of an audit record") from error
-    return hashlib.sha256(start + canonical(record)).hexdigest()
+    return hashlib.sha256(start + text).hexdigest()
 
 
 def sealed_line(record: Mapping[str, Any], sealed: str) -> bytes:

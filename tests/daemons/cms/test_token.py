@@ -3,19 +3,31 @@
 import asyncio
 import signal
 import sqlite3
+import threading
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
-from appliance.certs.status import OCSPState
+from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import is_self_signed
 from appliance.cms import pkcs11
+from appliance.cms.model import Actor
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError, RemoteError, SigningError
 from tests.helpers import pki
-from tests.helpers.cms import Process, admin_keychain, ccr, effective, keychain_of, plain, running, secure
+from tests.helpers.cms import (
+    Clock,
+    Process,
+    admin_keychain,
+    ccr,
+    effective,
+    keychain_of,
+    plain,
+    running,
+    secure,
+)
 from tests.helpers.softhsm import PIN, WRONG, token_here
 
 ROOT = pki.Authority("Site Root")
@@ -179,9 +191,7 @@ async def test_a_reload_tries_the_pin_that_an_administrator_has_corrected(token,
         assert signer.trouble == ""
         assert (await anyone.rpc("CERT:CREATE", ccr("second")))["state"] == "VALID"
         other = {**settings, "ca_key": token.uri.replace("object=ca", "object=cb")}
-        with pytest.raises(
-            ConfigurationError, match=r"ca_key, ca_certificate.* cannot change while the service runs"
-        ):
+        with pytest.raises(ConfigurationError, match=r"ca_key.* cannot change while the service runs"):
             await service.reload(effective(tmp_path, **other))
 
 
@@ -221,3 +231,92 @@ async def test_twenty_requests_at_once_wait_for_the_token_and_not_for_each_other
     async with running(tmp_path, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
         replies = await asyncio.gather(*(anyone.rpc("CERT:CREATE", ccr(f"user{n}")) for n in range(20)))
         assert {reply["state"] for reply in replies} == {"VALID"}
+
+
+async def signed_beside(service):
+    async with asyncio.timeout(60):
+        while service.publisher._signing:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_revocation_while_the_token_is_gone_ends_what_was_said_before(token, tmp_path):
+    """The old word is not repeated, although it is signed and has not ended."""
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    async with (
+        running(tmp_path, admin="admin", **settings_of(token, tmp_path)) as service,
+        plain(service) as anyone,
+        secure(service, admin_keychain(tmp_path)) as admin,
+    ):
+        reply = await anyone.rpc("CERT:CREATE", ccr())
+        assert (await anyone.get(reply["status_pv"]))["state"] == "VALID"
+        token.unplug()
+        await admin.put(reply["status_pv"], {"state": "REVOKED"})
+        await signed_beside(service)
+        with pytest.raises(RemoteError, match="the authority's key cannot be reached"):
+            await anyone.get(reply["status_pv"])
+        token.plug_in()
+        await until_it_works(service)
+        status = await anyone.get(reply["status_pv"])
+        assert status["state"] == "REVOKED"
+        answer = verify_response(
+            bytes(status["ocsp_response"]),
+            issuer=BELOW.certificate,
+            serial=reply["serial"],
+            now=service.clock(),
+        )
+        assert answer.state is OCSPState.REVOKED
+
+
+async def test_what_was_signed_is_served_to_its_end_while_the_token_is_gone(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    clock = Clock()
+    async with (
+        running(tmp_path, clock, **settings_of(token, tmp_path)) as service,
+        plain(service) as anyone,
+    ):
+        reply = await anyone.rpc("CERT:CREATE", ccr())
+        async with anyone.monitor(reply["status_pv"]) as updates:
+            before = bytes((await anext(updates))["ocsp_response"])
+            token.unplug()
+            clock.advance(minutes=27)
+            service.tick()
+            await signed_beside(service)
+            assert service.authority.issuer.signer.trouble
+            assert bytes((await anyone.get(reply["status_pv"]))["ocsp_response"]) == before
+            clock.advance(minutes=4)
+            service.tick()
+            await signed_beside(service)
+            with pytest.raises(RemoteError, match="the authority's key cannot be reached"):
+                await anyone.get(reply["status_pv"])
+            token.plug_in()
+            await until_it_works(service)
+            fresh = bytes((await anyone.get(reply["status_pv"]))["ocsp_response"])
+            assert fresh != before
+            verify_response(fresh, issuer=BELOW.certificate, serial=reply["serial"], now=clock())
+
+
+async def test_a_change_while_the_token_signs_is_what_is_told(token, tmp_path):
+    """The signature that is under way says what is no longer true, and nobody gets it."""
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    async with (
+        running(tmp_path, **settings_of(token, tmp_path)) as service,
+        plain(service) as anyone,
+    ):
+        reply = await anyone.rpc("CERT:CREATE", ccr())
+        signer, free = service.authority.issuer.signer, threading.Event()
+        stuck = threading.Thread(target=signer._library.call, args=(free.wait, 60), daemon=True)
+        stuck.start()
+        asking = asyncio.ensure_future(anyone.get(reply["status_pv"]))
+        async with asyncio.timeout(60):
+            publisher = service.publisher
+            while reply["serial"] not in publisher._signing or reply["serial"] in publisher._to_sign:
+                await asyncio.sleep(0.01)
+        # What an administrator puts waits for the PV's answer itself; another node's word does not.
+        await service.lifecycle.revoke(reply["serial"], Actor("test", "test", "127.0.0.1:1"))
+        assert publisher._to_sign[reply["serial"]].state is CertState.REVOKED
+        free.set()
+        assert (await asking)["state"] == "REVOKED"
+        stuck.join()

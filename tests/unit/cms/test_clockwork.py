@@ -419,6 +419,7 @@ def hold(service):
         assert gate.wait(60)
 
     service.store.submit(job)
+    service.store._send()  # at once: this turn of the event loop stands still until the job has begun
     assert begun.wait(60)
     return gate
 

@@ -6,7 +6,10 @@ import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from appliance.daemon import logging as logging_module
 from appliance.daemon.logging import configure, level_spec, redact
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
@@ -155,6 +158,37 @@ def test_redaction_takes_time_in_proportion_to_the_text(part):
     start = time.process_time()
     redact(part * (1_000_000 // len(part)))
     assert time.process_time() - start < 5
+
+
+_PIECES = (
+    "eyJ",
+    "aGk.",
+    "-----BEGIN EC PRIVATE KEY-----",
+    "Bearer ",
+    "BEARER x",
+    "pass",
+    "word",
+    "PASSWD=",
+    "pwd: ",
+    "Secret",
+    "toKen=a",
+    "\u017f",
+    "ecret=",
+    "\u212a",
+    "to",
+    "en=b",
+    " ",
+    "=",
+    "abc",
+)
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=8).map("".join))
+def test_texts_that_are_passed_over_quickly_are_those_without_a_secret(text):
+    searched = text
+    for pattern, replacement in logging_module._SECRETS:
+        searched = pattern.sub(replacement, searched)
+    assert redact(text) == logging_module._NAMED.sub(logging_module._without_value, searched)
 
 
 def test_a_long_message_is_cut_after_redaction():
