@@ -6,7 +6,7 @@ introduced may not join a database that has others already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -15,7 +15,7 @@ from cryptography import x509
 
 from appliance.certs.crossed import is_same_authority
 from appliance.certs.profiles import CertificateAuthority
-from appliance.certs.x509 import is_self_signed, issuer_id, load_pem_text, pem_chain, subject_text
+from appliance.certs.x509 import is_self_signed, issuer_id, load_pem_text, pem_chain, signed_by, subject_text
 from appliance.cms import schema
 from appliance.cms.model import SERVICE, posix, shown_time
 from appliance.cms.transaction import LIVE, Transaction
@@ -212,11 +212,29 @@ def end_of(
 
 
 def bundle(
-    present: x509.Certificate, authorities: Iterable[KnownAuthority], now: datetime
+    present: x509.Certificate,
+    authorities: Iterable[KnownAuthority],
+    now: datetime,
+    *,
+    held: Collection[x509.Certificate] = (),
 ) -> tuple[x509.Certificate, ...]:
-    """Return what verifies the certificates of all authorities that have not ended: roots and cross-certificates, the present root first."""
+    """Return what verifies the certificates of all authorities that have not ended: roots and cross-certificates, the present root first.
+
+    Other hosts trust these roots, so the database's word is not enough: the present root vouches for each, or its file is here.
+
+    Args:
+        present: The present root.
+        authorities: What the database knows.
+        now: The present time, aware.
+        held: Roots of former authorities whose files are here.
+    """
     at = posix(now)
     alive = [each for each in authorities if each.ends is None or at < each.ends]
-    roots = [each.chain[-1] for each in alive if each.chain and is_self_signed(each.chain[-1])]
-    crossed = [certificate for each in alive for certificate in each.crossed]
+    crossed = [c for each in alive for c in each.crossed if not is_self_signed(c)]
+    vouched = (present, *held, *(c for c in crossed if signed_by(c, present)))
+    roots = [
+        root
+        for root in (each.chain[-1] for each in alive if each.chain)
+        if is_self_signed(root) and any(is_same_authority(root, known) for known in vouched)
+    ]
     return tuple(dict.fromkeys((present, *crossed, *roots)))

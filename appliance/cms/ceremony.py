@@ -172,8 +172,9 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
             say(f"Certificates written    : {path}")
         else:
             _save_new(path, key, authority, _password(settings))
-            os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
         _finish(settings, authority, former, path, now)
+        if not settings.ca_key:
+            os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
 
 
 def _certificates(files: Sequence[str]) -> list[x509.Certificate]:
@@ -410,4 +411,17 @@ def print_bundle(settings: CMSSettings, now: datetime) -> None:
                 0,
             ),
         )
-        sys.stdout.write(pem_chain(*bundle(authority.root, known.values(), now)))
+        held = _former_roots(settings, now)
+        sys.stdout.write(pem_chain(*bundle(authority.root, known.values(), now, held=held)))
+
+
+def _former_roots(settings: CMSSettings, now: datetime) -> list[x509.Certificate]:
+    """Return the roots of the former authorities, from their files. No token is asked."""
+    found: list[x509.Certificate] = []
+    for each in settings.former_authorities:
+        of = settings.of_former(each)
+        if of.ca_key:
+            found += (c for c in _certificates([of.ca_certificate]) if is_self_signed(c))
+        else:
+            found.append(ensure_authority(of, now, may_make=False).root)
+    return found

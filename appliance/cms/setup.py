@@ -294,7 +294,8 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
             say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
     _tell_of_former(known, left, {each.issuer_id for each in former}, now)
     since = utc(known[authority.issuer_id].since)
-    return Held(alive, bundle(authority.root, known.values(), now), since)
+    roots = [each.root for each in alive]
+    return Held(alive, bundle(authority.root, known.values(), now, held=roots), since)
 
 
 def _tell_of_former(

@@ -17,7 +17,7 @@ from appliance.cms.config import FormerAuthority
 from appliance.cms.service import CertificateService
 from appliance.config.secret import FilePath
 from appliance.epoch import EPICS_EPOCH_S
-from appliance.errors import ConfigurationError, RemoteError
+from appliance.errors import ConfigurationError, DatabaseLost, RemoteError
 from tests.helpers import pki
 from tests.helpers.cms import (
     Clock,
@@ -334,6 +334,27 @@ def signed(directory, root):
         directory,
         f"x509 -req -in ca.csr -CA {root}.pem -CAkey {root}.key -days 300 -copy_extensions copyall -out ca.pem",
     )
+
+
+def test_the_key_of_a_request_stays_until_the_database_knows_the_authority(tmp_path, monkeypatch):
+    settings = effective(tmp_path).settings
+    offline_root(tmp_path, "old")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "old")
+    files = [str(tmp_path / "ca.pem"), str(tmp_path / "old.pem")]
+
+    def lost(*_args):
+        raise DatabaseLost("the database cannot be used")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.cms.ceremony._finish", lost)
+        with pytest.raises(DatabaseLost):
+            install_chain(settings, files, Clock()())
+    request = tmp_path / "cert_auth.p12.request"
+    assert request.exists()
+    (tmp_path / "cert_auth.p12").unlink()
+    install_chain(settings, files, Clock()())
+    assert not request.exists()
 
 
 async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path):

@@ -300,6 +300,17 @@ def test_nobody_is_led_back_to_the_old_root_or_over_two_roots(tmp_path):
     assert decided(tmp_path, newest, both, keychain=(NEW.certificate,))[0].why == "rollover"
 
 
+def test_the_key_of_an_issuing_authority_makes_no_root(tmp_path):
+    """Its certificate has the name and the key of whatever root its holder makes of it, and the trusted root has signed it."""
+    issuing = OLD.intermediate("Site Issuing CA")
+    signed = issuing.certificate
+    issuing.certificate = build_ca(
+        issuing.signer, subject=signed.subject, not_before=NOW - DAY, not_after=NOW + 9999 * DAY, serial=1, path_length=0
+    )  # fmt: skip
+    with pytest.raises(SecurityError, match=r"has signed the new one, but .*not that of a root"):
+        decided(tmp_path, issuing, (signed, issuing.crossed(OLD)), keychain=(OLD.certificate,))
+
+
 def test_a_limit_of_the_old_root_is_told_with_the_refusal(tmp_path):
     limited = OLD.crossed(NEW, path_length=0)
     with pytest.raises(
