@@ -9,9 +9,10 @@ from cryptography import x509
 
 from appliance.certs.keychain import load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import generate_key
+from appliance.certs.profiles import CertificateAuthority, generate_key
 from appliance.certs.status import OCSPState
-from appliance.cms.authorities import known_authorities
+from appliance.cms import ceremony
+from appliance.cms.authorities import Authority, known_authorities
 from appliance.cms.ceremony import install_chain, make_request, new_authority, print_bundle
 from appliance.cms.config import FormerAuthority
 from appliance.cms.service import CertificateService
@@ -355,6 +356,17 @@ def test_the_key_of_a_request_stays_until_the_database_knows_the_authority(tmp_p
     (tmp_path / "cert_auth.p12").unlink()
     install_chain(settings, files, Clock()())
     assert not request.exists()
+
+
+def test_a_new_root_that_no_authenticator_would_accept_is_told(capsys):
+    old, new = pki.Authority("Site Root", begun=timedelta(days=3000)), pki.Authority("Site Root")
+    present = Authority(CertificateAuthority(old.signer, old.certificate), old.certificate)
+    for path_length in (0, None):
+        crossed = old.crossed(new, path_length=path_length), new.crossed(old)
+        later = Authority(CertificateAuthority(new.signer, new.certificate, (), crossed), new.certificate)
+        ceremony._check_introduced(later, present, Clock()())
+        said = capsys.readouterr().out
+        assert ("authenticators refuse this new root" in said) is (path_length == 0)
 
 
 async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path):

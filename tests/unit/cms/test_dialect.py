@@ -86,3 +86,12 @@ def test_what_is_no_parameter_of_a_place_is_not_shown():
     )
     where = f"postgresql+psycopg://cms@db.lab/cms?sslmode=verify-full&{secret}"
     assert shown(where) == "postgresql+psycopg://cms@db.lab/cms?sslmode=verify-full"
+
+
+def test_a_copy_to_a_server_that_need_not_prove_itself_is_a_warning(monkeypatch, capsys):
+    from appliance.cms import commands, copying
+
+    monkeypatch.setattr(copying, "copy_database", lambda *_args, **_more: copying.Copied(0, 0, "head"))
+    for mode, warns in (("disable", True), ("verify-full", False)):
+        commands._copy("certs.db", f"postgresql+psycopg://cms@db.lab/cms?sslmode={mode}", Login())
+        assert ("sslmode=disable lets whoever is on the way" in capsys.readouterr().err) is warns
