@@ -2,7 +2,11 @@
 
 import pytest
 
-from appliance.cms.authorities import KnownAuthority, bundle
+from appliance.certs.profiles import CertificateAuthority
+from appliance.cms import authorities
+from appliance.cms.authorities import KnownAuthority, bundle, check_not_over, introduce, known_authorities
+from appliance.cms.store import Store
+from appliance.errors import ConfigurationError
 from tests.helpers.pki import DAY, NOW, Authority
 
 OLD = Authority("Site Root", begun=3000 * DAY)
@@ -35,3 +39,43 @@ def test_a_root_that_only_the_database_names_is_not_in_it(crossed):
     assert FOREIGN.certificate not in found
     assert NEW.certificate in found
     assert FOREIGN.certificate in bundle(NEW.certificate, rows, NOW, held=(FOREIGN.certificate,))
+
+
+def held(authority, ends=None):
+    return authorities.Authority(
+        CertificateAuthority(authority.signer, authority.certificate), authority.certificate, ends=ends
+    )
+
+
+def test_an_end_is_taken_back_only_by_a_node_that_holds_the_authority_that_took_over(tmp_path, engine):
+    store = Store(engine.db(tmp_path), NEW.issuer_id)
+    store.open()
+    clock = -2
+
+    def start(present, *former):
+        """What a node does at its start."""
+        return store.run(
+            lambda transaction: introduce(
+                transaction, (present, *former), NOW + clock * DAY, present=present.issuer_id
+            )
+        )
+
+    def ends():
+        known = store.run(lambda transaction: known_authorities(transaction.connection))
+        return known[OLD.issuer_id].ends, known[NEW.issuer_id].ends
+
+    end = int((NOW + DAY).timestamp())
+    start(held(OLD))
+    clock += 1
+    start(held(NEW), held(OLD, NOW + DAY))
+    assert ends() == (end, None)
+    start(held(OLD))
+    assert ends() == (end, None), "a node that has not been switched yet"
+    known = store.run(lambda transaction: known_authorities(transaction.connection))
+    check_not_over(held(OLD), known, NOW)
+    check_not_over(held(NEW), known, NOW + 2 * DAY)
+    with pytest.raises(ConfigurationError, match=r"Site Root.* ended at .* and another one has taken over"):
+        check_not_over(held(OLD), known, NOW + DAY)
+    start(held(OLD), held(NEW, NOW + DAY))
+    assert ends() == (None, end), "the site goes back"
+    store.close()
