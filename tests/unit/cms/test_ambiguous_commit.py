@@ -6,6 +6,7 @@ import asyncio
 import threading
 import uuid
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -213,6 +214,45 @@ async def test_a_node_that_is_frozen_in_its_commit_gives_the_others_the_lock_bac
         held.set()
         await asyncio.gather(stuck, return_exceptions=True)
         other.close()
+
+
+async def test_nothing_is_written_where_a_frozen_node_would_keep_the_lock(site, monkeypatch):
+    """Between the statements of a pipeline none of the server's time limits counts."""
+
+    def pipeline(_connection):
+        raise AssertionError("a pipeline was begun")
+
+    monkeypatch.setattr(psycopg.Connection, "pipeline", pipeline)
+
+    def many(transaction):
+        for serial in range(1, 101):
+            issue(serial)(transaction)
+
+    def renew(transaction):
+        for serial in (1, 2, 3):
+            old = transaction.get(serial)
+            transaction.prefetch([old.subject])
+            for renew_by in (5, 6):
+                old = transaction.renew(
+                    old, renew_by=renew_by, renewed_at=1, state=CertState.PENDING_RENEWAL, at=renew_by
+                )
+            transaction.audit(1, "renew", serial, {})
+
+    await site.store.submit(many)
+    await site.store.submit(renew)
+    found = await site.store.submit(lambda transaction: [transaction.get(serial) for serial in (1, 2, 3, 4)])
+    assert [(each.renew_by, each.state, each.state_date) for each in found] == [
+        *[(6, CertState.PENDING_RENEWAL, 5)] * 3,
+        (0, CertState.VALID, 0),
+    ]
+    assert site.serials() == list(range(1, 101))
+    assert verify_audit(site.where).records == 103
+
+
+async def test_a_node_whose_host_is_gone_keeps_no_lock_for_long(site):
+    asked = "SHOW tcp_keepalives_idle"
+    found = await site.store.submit(lambda transaction: transaction.connection.exec_driver_sql(asked).scalar())
+    assert found == "5", "the server looks whether the node's host is there, too"
 
 
 async def test_a_standby_that_does_not_take_writes_is_as_good_as_lost(site):
