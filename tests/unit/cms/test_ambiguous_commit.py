@@ -219,10 +219,10 @@ async def test_a_node_that_is_frozen_in_its_commit_gives_the_others_the_lock_bac
 async def test_nothing_is_written_where_a_frozen_node_would_keep_the_lock(site, monkeypatch):
     """Between the statements of a pipeline none of the server's time limits counts."""
 
-    def pipeline(_connection):
-        raise AssertionError("a pipeline was begun")
+    def executemany(_cursor, statement, _rows):
+        raise AssertionError(f"this is sent in a pipeline: {statement}")
 
-    monkeypatch.setattr(psycopg.Connection, "pipeline", pipeline)
+    monkeypatch.setattr(psycopg.Cursor, "executemany", executemany)
 
     def many(transaction):
         for serial in range(1, 101):
