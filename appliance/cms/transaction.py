@@ -426,6 +426,9 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
     """
     columns = tuple(rows[0])
     if connection.dialect.name != "sqlite":
+        if len(rows) == 1:
+            connection.execute(sa.insert(table), rows[0])
+            return
         _execute_arrays(connection, _insert_arrays_text(table, columns), columns, rows)
         return
     at = 0
@@ -467,8 +470,7 @@ def _arrays(types: Iterable[str]) -> str:
 
 _RENEW_ARRAYS: Final = (
     "UPDATE certs SET renew_by = a.by, renewed_at = a.at, state = a.becomes, state_date = a.since, next_at = a.next "
-    f"FROM unnest({_arrays(_RENEWED.values())}) AS a(number, was, by, at, becomes, since, next) "  # noqa: S608
-    "WHERE certs.serial = a.number AND certs.state = a.was"
+    f"FROM unnest({_arrays(_RENEWED.values())}) AS a({', '.join(_RENEWED)}) WHERE certs.serial = a.number AND certs.state = a.was"  # noqa: S608
 )
 
 

@@ -198,6 +198,36 @@ async def test_two_nodes_write_one_after_the_other_and_each_sees_what_the_other_
         other.close()
 
 
+async def test_what_comes_while_another_node_has_the_lock_shares_the_next_commit(site):
+    other = site.another("b")
+    held, entered = threading.Event(), threading.Event()
+
+    def hold(_):
+        entered.set()
+        held.wait(30)
+
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    first = asyncio.ensure_future(other.submit(hold))
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait, 30)
+        before = site.store.commits
+        jobs = [asyncio.ensure_future(site.store.submit(issue(1)))]
+        async with asyncio.timeout(30):
+            while site.server.sql(waits) == [(0,)]:
+                await asyncio.sleep(0)
+        jobs += [asyncio.ensure_future(site.store.submit(issue(n))) for n in range(2, 21)]
+        await asyncio.sleep(0)
+        held.set()
+        assert await asyncio.gather(*jobs) == list(range(1, 21))
+        assert site.store.commits == before + 1
+        site.store.close()
+        assert site.serials() == list(range(1, 21))
+    finally:
+        held.set()
+        await first
+        other.close()
+
+
 async def test_a_node_that_is_frozen_in_its_commit_gives_the_others_the_lock_back(site):
     other = site.another("b")
     held, entered = threading.Event(), threading.Event()
@@ -251,7 +281,9 @@ async def test_nothing_is_written_where_a_frozen_node_would_keep_the_lock(site, 
 
 async def test_a_node_whose_host_is_gone_keeps_no_lock_for_long(site):
     asked = "SHOW tcp_keepalives_idle"
-    found = await site.store.submit(lambda transaction: transaction.connection.exec_driver_sql(asked).scalar())
+    found = await site.store.submit(
+        lambda transaction: transaction.connection.exec_driver_sql(asked).scalar()
+    )
     assert found == "5", "the server looks whether the node's host is there, too"
 
 
