@@ -11,9 +11,11 @@ import pytest
 import sqlalchemy as sa
 
 from appliance.certs.status import CertState
+from appliance.cms import reading
 from appliance.cms.audit import verify_audit
 from appliance.cms.dialect import Login
 from appliance.cms.nodes import Nodes
+from appliance.cms.reading import Readers
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, StoreError
 from appliance.errors import ConfigurationError, DatabaseLost, RequestRefused
@@ -285,6 +287,23 @@ async def test_a_node_whose_host_is_gone_keeps_no_lock_for_long(site):
         lambda transaction: transaction.connection.exec_driver_sql(asked).scalar()
     )
     assert found == "5", "the server looks whether the node's host is there, too"
+
+
+async def test_a_question_to_a_server_that_is_frozen_ends(site, monkeypatch):
+    readers, thawed, asked = Readers(site.store.database), threading.Event(), []
+    try:
+        with monkeypatch.context() as short:
+            short.setattr(reading, "_SILENT_S", {"reader": 0.1, "list": 0.1})
+            for read in (readers.read, readers.read_much):
+                for job in (lambda _: thawed.wait(60), asked.append):
+                    with pytest.raises(DatabaseLost, match="does not answer"):
+                        await read(job)
+        thawed.set()
+        assert [await read(lambda _: 1) for read in (readers.read, readers.read_much)] == [1, 1]
+        assert asked == [], "nobody waits for it any more"
+    finally:
+        thawed.set()
+        readers.close()
 
 
 async def test_a_standby_that_does_not_take_writes_is_as_good_as_lost(site):
