@@ -469,8 +469,9 @@ def _arrays(types: Iterable[str]) -> str:
 
 
 _RENEW_ARRAYS: Final = (
-    "UPDATE certs SET renew_by = a.by, renewed_at = a.at, state = a.becomes, state_date = a.since, next_at = a.next "
-    f"FROM unnest({_arrays(_RENEWED.values())}) AS a({', '.join(_RENEWED)}) WHERE certs.serial = a.number AND certs.state = a.was"  # noqa: S608
+    "UPDATE certs SET renew_by = a.by, renewed_at = a.at, state = a.becomes, state_date = a.since, "  # noqa: S608 - our own names
+    f"next_at = a.next FROM unnest({_arrays(_RENEWED.values())}) AS a({', '.join(_RENEWED)}) "
+    "WHERE certs.serial = a.number AND certs.state = a.was"
 )
 
 
