@@ -514,13 +514,11 @@ class Store:
                 break
             if self._closing.wait(self._backoff.next_s()) and self._connection is None:
                 break
-        fate = group[0].fate
         for item in group:
             item.is_late = True
-        lost = DatabaseLost(
-            f"the certificate database cannot be used: {reason(why)}; {fate}" if why else fate
-        )
-        return [(None, lost)] * len(group)
+        why_lost = f"the certificate database cannot be used: {reason(why)}; " if why else ""
+        # What is known of one that gave up before is not what is known of the others.
+        return [(None, DatabaseLost(why_lost + item.fate)) for item in group]
 
     def _each_alone(
         self, group: Sequence[Waiting], error: Exception, *, trial: bool, until: float

@@ -14,6 +14,7 @@ from appliance.certs.status import CertState
 from appliance.cms import reading
 from appliance.cms.audit import verify_audit
 from appliance.cms.dialect import Login
+from appliance.cms.jobs import Waiting
 from appliance.cms.nodes import Nodes
 from appliance.cms.reading import Readers
 from appliance.cms.store import Store
@@ -183,6 +184,22 @@ async def test_a_job_whose_waiter_was_told_that_nobody_knows_is_handed_over_when
         assert site.serials() == [1, 2]
     finally:
         site.close()
+
+
+async def test_each_job_of_a_group_is_told_what_is_known_of_itself(site):
+    def job(transaction):
+        made = issue(2)(transaction)
+        site.proxy._is_cut = True  # what was asked for comes, and then nothing
+        return made
+
+    group = [Waiting(issue(1)), Waiting(job)]
+    group[0].is_late = True  # it gave up before
+    site.proxy.swallow_answer_to(COMMIT)
+    (_, first), (_, second) = await asyncio.to_thread(site.store._on_server, group, trial=False, until=0.0)
+    assert "nothing was done" in str(first)
+    assert "it is not known whether this was done" in str(second)
+    assert site.serials() == [2]
+    site.proxy.mend()
 
 
 async def test_two_nodes_write_one_after_the_other_and_each_sees_what_the_other_did(site):
