@@ -28,6 +28,7 @@ __all__ = [
     "clean",
     "counts",
     "doubt_undelivered",
+    "insert_missing",
     "live_records",
     "mark_delivered",
     "mark_doubted",
@@ -438,6 +439,17 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
         values = tuple(row[column] for row in rows[at : at + count] for column in columns)
         connection.exec_driver_sql(_insert_text(table, columns, count), values)
         at += count
+
+
+def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write those of new rows that are not there yet, all with the columns of the first one."""
+    columns = tuple(rows[0])
+    unless = " ON CONFLICT DO NOTHING"
+    if connection.dialect.name == "sqlite":
+        values = [tuple(row[name] for name in columns) for row in rows]
+        connection.exec_driver_sql(_insert_text(table, columns, 1) + unless, values)
+    else:
+        _execute_arrays(connection, _insert_arrays_text(table, columns) + unless, columns, rows)
 
 
 def _renew(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
