@@ -472,7 +472,7 @@ class Store:
                 until = time.monotonic() + self.wait_s
                 group.extend(more)
             may_grow = False
-            return more
+            return [item for item in more if not item.is_late]
 
         while True:
             try:
