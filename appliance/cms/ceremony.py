@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -314,7 +314,8 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
             organization=settings.cert_auth_organization,
             organizational_unit=settings.cert_auth_organizational_unit,
         ),
-        not_before=max(backdated(start, end), old.certificate.not_valid_before_utc),
+        # Trust goes to a later root only, so two roots must not begin in one second.
+        not_before=max(backdated(start, end), old.certificate.not_valid_before_utc + timedelta(seconds=1)),
         not_after=end,
         serial=new_serial(),
     )

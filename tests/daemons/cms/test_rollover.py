@@ -77,6 +77,9 @@ async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(
         old_root = service.authority.root
         old_own = service.own_keychain
     new = introduce(tmp_path, clock)
+    assert new.certificate.not_valid_before_utc > old_root.not_valid_before_utc, (
+        "even if both are of one moment"
+    )
     said = capsys.readouterr().out
     assert "Nothing was switched" in said
     assert f"cert_auth_tls_keychain: {successors(tmp_path)[0]}" in said
