@@ -238,6 +238,7 @@ async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespa
         daemon.ready(service.health.summary())
         clock = asyncio.create_task(_keep_time(service, daemon), name="clock")
         database = asyncio.create_task(_look_after_database(service), name="database")
+        backups = asyncio.create_task(_make_backups(service), name="backups")
         wait = asyncio.create_task(daemon.wait(), name="stop")
         try:
             await asyncio.wait((clock, wait), return_when=asyncio.FIRST_COMPLETED)
@@ -246,6 +247,7 @@ async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespa
         finally:
             clock.cancel()
             database.cancel()
+            backups.cancel()
             wait.cancel()
         sys.stdout.write(f"\n{_RULE}\n| PVACMS [{service.names.issuer_id}] Service Exiting     |\n{_RULE}\n")
         sys.stdout.flush()
@@ -282,9 +284,8 @@ def _banner(effective: CMSConfig, service: CertificateService, *, quiet: bool) -
 
 
 async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
-    """Apply the changes that the clock makes, check the health, make the backups."""
+    """Apply the changes that the clock makes, check the health."""
     next_health = 0.0
-    next_backup = time.monotonic() + service.settings.backup_interval_s
     before = service.clock()
     while True:
         now = service.clock()
@@ -303,10 +304,21 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
             await service.health.check()
             await service.renew()
             daemon.status(service.health.summary())
-        if service.settings.backup_interval_s and monotonic >= next_backup:
-            next_backup = monotonic + service.settings.backup_interval_s
-            await service.upkeep.backup()
         await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
+
+
+async def _make_backups(service: CertificateService) -> None:
+    """Make the periodic backups, beside everything else: the copy of a large database takes minutes."""
+    last = time.monotonic()
+    while True:
+        await asyncio.sleep(_LONGEST_SLEEP_S)
+        interval = service.settings.backup_interval_s
+        if interval and time.monotonic() - last >= interval:
+            last = time.monotonic()
+            try:
+                await service.upkeep.backup()
+            except Exception:  # noqa: BLE001 - one that failed, for whatever reason, must not be the last one
+                _log.exception("the database backup has failed")
 
 
 async def _look_after_database(service: CertificateService) -> None:

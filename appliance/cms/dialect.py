@@ -207,7 +207,9 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     options = (
         f"-c statement_timeout={statement_ms} -c lock_timeout={_LIMIT_MS} "
         f"-c idle_in_transaction_session_timeout={statement_ms and _LIMIT_MS} -c timezone=UTC "
-        "-c default_transaction_isolation=read\\ committed"
+        "-c default_transaction_isolation=read\\ committed "
+        # The server, too, notices a host that is gone: its locks are the other nodes', and its name is its own after a reboot.
+        "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
     )
     if read_only:
         options += " -c default_transaction_read_only=on"

@@ -28,6 +28,8 @@ _SECOND: Final = 1_000_000
 _LONGEST_KEY: Final = 80
 _PAUSE_S: Final = 0.1
 """Between two attempts to reach the database."""
+_SILENT_S: Final = 5.0
+"""For so long, beyond that, an answer is waited for."""
 _OLD: Final = 3600 * _SECOND
 _SWEEP_EVERY: Final = 600 * _SECOND
 _NOW: Final = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS bigint)"
@@ -131,7 +133,15 @@ class SharedLimits:
         self._waiting.append(waiting)
         if self._asking is None:
             self._asking = asyncio.get_running_loop().create_task(self._ask_all())
-        return await waiting.future
+        try:
+            async with asyncio.timeout(self._wait_s + _SILENT_S):
+                return await waiting.future
+        except TimeoutError:
+            with contextlib.suppress(ValueError):  # it was asked already
+                self._waiting.remove(waiting)
+            raise StoreError(
+                "the limit of requests cannot be asked about: the database does not answer; nothing was done"
+            ) from None
 
     async def _ask_all(self) -> None:
         loop = asyncio.get_running_loop()

@@ -349,6 +349,8 @@ class Publisher:
         """What a slow signer signs next. A later change takes the place of an earlier one."""
         self._asked: dict[str, deque[StatusPV]] = {}
         """What to ask the database, by the requester's address."""
+        self._untold: set[int] = set()
+        """What has changed while nobody could be sure of it: it is told when that is possible again."""
         lifecycle.listeners.append(self._changed)
         lifecycle.vanished.append(self._vanished)
 
@@ -456,6 +458,8 @@ class Publisher:
             pv.answer_all(failure)
         if failure is not None and pv.subscriptions:
             self._refresh_at(pv, self.lifecycle.clock().timestamp() + _AGAIN_S)
+            if isinstance(failure, (CannotKnow, DatabaseLost)):
+                self._untold.add(pv.serial)  # the last signature is not due yet
         self.rest(pv)
 
     async def stop(self) -> None:
@@ -483,6 +487,8 @@ class Publisher:
             self._publish(pv, record)
         elif self.is_fresh():
             self._have_fetched(pv)
+        else:
+            self._untold.add(record.serial)
 
     def _vanished(self, serial: int) -> None:
         pv = self._pvs.get(serial)
@@ -670,6 +676,11 @@ class Publisher:
         now = self.lifecycle.clock().timestamp()
         done = 0
         end = time.perf_counter() + budget_s
+        while self._untold and self.is_fresh() and time.perf_counter() < end:
+            pv = self._pvs.get(self._untold.pop())
+            if pv is not None and pv.store is not None:
+                done += 1
+                self._sign_again(pv)
         while self._refreshes and self._refreshes[0][0] <= now:
             _, _, serial = heapq.heappop(self._refreshes)
             pv = self._pvs.get(serial)
@@ -678,17 +689,22 @@ class Publisher:
             done += 1
             if not self.is_fresh() and not self._knows(serial):
                 self._hold_out(pv, pv.signed, now)
-            elif not pv.subscriptions:
-                pv.drop()
             else:
-                try:
-                    self._renew(pv)
-                except ApplianceError as error:
-                    _log.error("the status of %s cannot be signed: %s", pv.serial, error)
-                    pv.drop()
+                self._sign_again(pv)
             if time.perf_counter() >= end:
                 break
         return done
+
+    def _sign_again(self, pv: StatusPV) -> None:
+        """Sign what is known now, or forget the answer if nobody subscribes."""
+        if not pv.subscriptions:
+            pv.drop()
+            return
+        try:
+            self._renew(pv)
+        except ApplianceError as error:
+            _log.error("the status of %s cannot be signed: %s", pv.serial, error)
+            pv.drop()
 
     def _hold_out(self, pv: StatusPV, signed: Signed, now: float) -> None:
         """Serve what was signed while nothing can be signed: until it ends, or until nothing is to be waited for."""

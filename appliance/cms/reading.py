@@ -35,6 +35,8 @@ __all__ = ["Readers", "records_of"]
 _T = TypeVar("_T")
 _AT_ONCE: Final = 64
 """Questions that share a transaction."""
+_SILENT_S: Final[dict[str, float]] = {"reader": 10.0, "list": 60.0}
+"""Seconds for which a server's answer is waited for. It has limits of its own, unless it is frozen, or its host is."""
 _SERIAL: Final = schema.certs.c.serial
 _ROWS: Final = sa.select(*_COLUMNS)
 _ROW: Final = _ROWS.where(sa.bindparam("number") == _SERIAL)
@@ -116,6 +118,9 @@ class _Thread:
         future: asyncio.Future[Any] = loop.create_future()
         self.start()
         self._queue.put(_Question(job, future, loop))
+        if self._database.is_server:
+            timer = loop.call_later(_SILENT_S[self._role], _expire, future, self._database.name)
+            future.add_done_callback(lambda _: timer.cancel())
         return future
 
     def start(self) -> None:
@@ -141,7 +146,7 @@ class _Thread:
                 while len(asked) < _AT_ONCE:
                     asked.append(self._queue.get_nowait())
             last = None in asked
-            group = [question for question in asked if question is not None]
+            group = [question for question in asked if question is not None and not question.future.done()]
             if group:
                 answers = self._answers([question.job for question in group])
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -181,6 +186,11 @@ class _Thread:
             with contextlib.suppress(Exception):
                 self._connection.close()
             self._connection = None
+
+
+def _expire(future: asyncio.Future[Any], name: str) -> None:
+    if not future.done():
+        future.set_exception(DatabaseLost(f"the certificate database {name} does not answer"))
 
 
 def _answer(

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from appliance.cms.inuse import is_at
 from appliance.cms.schema import known, meta, replay
 from appliance.cms.store import Store
-from appliance.cms.transaction import StoreError, Transaction
+from appliance.cms.transaction import StoreError, Transaction, insert_missing
 from appliance.config.files import write_private
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -183,7 +183,7 @@ class StoredReplay:
             if beside:
                 # Whose key it was is not in the file, so nobody may use these tokens again.
                 unnamed = {"node": node, "key_id": "", "usage": "", "used_at": 0}
-                connection.execute(_USE, [use._asdict() | unnamed for use in beside])
+                insert_missing(connection, replay, [use._asdict() | unnamed for use in beside])
             set_number(connection, remembered, 1)
             return _uses(connection, node), wrong
 
@@ -207,7 +207,7 @@ class StoredReplay:
         unnamed = {"node": self._store.node, "key_id": "", "usage": "", "used_at": 0}
         uses = [use._asdict() | unnamed for use in self._journal.read() or ()]
         if uses:
-            connection.execute(_USE, uses)
+            insert_missing(connection, replay, uses)
         # Nobody knows what other nodes have used.
         set_number(connection, VOID, int(now))
 

@@ -360,8 +360,15 @@ class Store:
         """Have the next commit check whether the database still has all that was seen in it; any thread may ask."""
         self._looks_back = True
 
-    def _once(self, connection: sa.Connection, group: Sequence[Waiting], *, trial: bool) -> Results:
-        """Do a group in one transaction of a database server.
+    def _once(
+        self,
+        connection: sa.Connection,
+        group: list[Waiting],
+        *,
+        trial: bool,
+        join: Callable[[], Sequence[Waiting]] = tuple,
+    ) -> Results:
+        """Do a group in one transaction of a database server, with what has come while another node had the lock.
 
         Raises:
             Unsure: It is not known whether it was committed.
@@ -372,6 +379,7 @@ class Store:
         begun = connection.begin()
         try:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITING})")
+            group += join()
             transaction = Transaction(
                 connection, self.issuer, node=self.node, next_at=self.next_at, authorities=self.authorities
             )
@@ -417,7 +425,7 @@ class Store:
             for item in group:
                 item.is_open = False
             raise
-        self._committed(head, trial=trial)
+        self._committed(head, trial=trial and all(item.trial for item in group))
         if restored:
             self._looks_back = False
             self.restored_at = time.time()
@@ -446,10 +454,26 @@ class Store:
         self._committed(question.head, trial=True)
         return question
 
-    def _on_server(self, group: Sequence[Waiting], *, trial: bool, until: float) -> Results:
-        """Do a group, also if the server has to be found again meanwhile; at ``until`` it fails."""
+    def _on_server(
+        self, group: list[Waiting], *, trial: bool, until: float, may_grow: bool = False
+    ) -> Results:
+        """Do a group, also if the server has to be found again meanwhile; at ``until`` it fails.
+
+        With ``may_grow`` it gets what waits when the first attempt has the lock. Without that, nodes that wait for each other would
+        commit little and often: what comes meanwhile would wait for a turn of its own.
+        """
         why: BaseException | None = None
         doing = group
+
+        def join() -> Sequence[Waiting]:
+            nonlocal may_grow, until
+            more = self._more(_GROUP - len(group)) if may_grow else []
+            if more:
+                until = time.monotonic() + self.wait_s
+                group.extend(more)
+            may_grow = False
+            return [item for item in more if not item.is_late]
+
         while True:
             try:
                 connection = self._reach()
@@ -462,7 +486,7 @@ class Store:
                 doing = [item for item in group if not item.is_late]
                 if not doing:
                     break
-                results = self._once(connection, doing, trial=trial)
+                results = self._once(connection, doing, trial=trial, join=join)
             except Again:
                 continue
             except Unsure as unsure:
@@ -490,20 +514,18 @@ class Store:
                 break
             if self._closing.wait(self._backoff.next_s()) and self._connection is None:
                 break
-        fate = group[0].fate
         for item in group:
             item.is_late = True
-        lost = DatabaseLost(
-            f"the certificate database cannot be used: {reason(why)}; {fate}" if why else fate
-        )
-        return [(None, lost)] * len(group)
+        why_lost = f"the certificate database cannot be used: {reason(why)}; " if why else ""
+        # What is known of one that gave up before is not what is known of the others.
+        return [(None, DatabaseLost(why_lost + item.fate)) for item in group]
 
     def _each_alone(
         self, group: Sequence[Waiting], error: Exception, *, trial: bool, until: float
     ) -> Results:
         """Do the jobs of a group that failed one by one, so that none fails because of another."""
         if len(group) > 1:
-            return [self._on_server((item,), trial=trial, until=until)[0] for item in group]
+            return [self._on_server([item], trial=trial, until=until)[0] for item in group]
         self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
         failure = StoreError(f"the certificate database cannot be written: {reason(error)}; nothing was done")
         failure.__cause__ = error
@@ -608,7 +630,7 @@ class Store:
         """Do one job now, before `start`. Raises what the job raises, StoreError, or DatabaseLost."""
         if self.database.is_server:
             item = Waiting(job)
-            result, error = self._on_server((item,), trial=False, until=time.monotonic() + self.wait_s)[0]
+            result, error = self._on_server([item], trial=False, until=time.monotonic() + self.wait_s)[0]
         else:
             result, error = self._commit([job], ())[0]
         if error is not None:
@@ -624,28 +646,31 @@ class Store:
             if busy > 2:
                 # Under load one commit for many is better than a commit at once; a single request never waits.
                 time.sleep(min(busy * _GATHER_S, _GATHER_MAX_S))
-            group = first
-            stop = False
-            while len(group) < _GROUP:
-                try:
-                    items = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if items is None:
-                    stop = True
-                    break
-                group += items
-            busy = len(group)
+            group = first + self._more(_GROUP - len(first))
             trial = all(item.trial for item in group)
             if self.database.is_server:
-                results = self._on_server(group, trial=trial, until=time.monotonic() + self.wait_s)
+                until = time.monotonic() + self.wait_s
+                results = self._on_server(group, trial=trial, until=until, may_grow=True)
             else:
                 subjects = [subject for item in group for subject in item.subjects]
                 keys = [key for item in group for key in item.keys]
                 results = self._commit([item.job for item in group], subjects, keys, trial=trial)
+            busy = len(group)
             self._hand_over(group, results)
-            if stop:
-                return
+
+    def _more(self, most: int) -> list[Waiting]:
+        """Return what waits now, about so much at most."""
+        found: list[Waiting] = []
+        while len(found) < most:
+            try:
+                items = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if items is None:
+                self._queue.put(None)  # the end comes when all of this is done
+                break
+            found += items
+        return found
 
     def _lost(self) -> StoreError | None:
         """Return the error for a database that is no longer the file at its path; None if it is."""

@@ -28,6 +28,7 @@ __all__ = [
     "clean",
     "counts",
     "doubt_undelivered",
+    "insert_missing",
     "live_records",
     "mark_delivered",
     "mark_doubted",
@@ -116,6 +117,10 @@ _RENEW: Final = (
         next_at=sa.bindparam("next"),
     )
 )
+_RENEWED: Final = {
+    "number": "bigint", "was": "text", "by": "bigint", "at": "bigint", "becomes": "text", "since": "bigint", "next": "bigint",
+}  # fmt: skip
+"""What `_RENEW` needs of each certificate, with its type in PostgreSQL."""
 _MOST_ROWS: Final = 32
 _AT_ONCE: Final = 500
 _DELIVERED: Final = (
@@ -406,7 +411,7 @@ class Transaction:
             self._new_certs = []
         if self._renewed:
             renewed, self._renewed = self._renewed, []
-            changed = self.connection.execute(_RENEW, renewed).rowcount
+            changed = _renew(self.connection, renewed)
             if changed not in (len(renewed), -1):  # -1: this database's driver does not say
                 raise StoreError("a certificate's state has changed in the meantime; look again")
         if self._new_audit:
@@ -417,13 +422,16 @@ class Transaction:
 def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write new rows, all with the columns of the first one.
 
-    SQLite gets many rows in one statement. In each step of a statement other threads run, and then this one waits for its turn
+    The database gets many rows in one statement. In each step of a statement other threads run, and then this one waits for its turn
     again: with a step for each row the two threads of the service would spend more time on that than on the rows.
     """
-    if connection.dialect.name != "sqlite":
-        connection.execute(sa.insert(table), rows)
-        return
     columns = tuple(rows[0])
+    if connection.dialect.name != "sqlite":
+        if len(rows) == 1:
+            connection.execute(sa.insert(table), rows[0])
+            return
+        _execute_arrays(connection, _insert_arrays_text(table, columns), columns, rows)
+        return
     at = 0
     while at < len(rows):
         # Powers of two, so that there are few statements, and all of them stay prepared.
@@ -431,6 +439,61 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
         values = tuple(row[column] for row in rows[at : at + count] for column in columns)
         connection.exec_driver_sql(_insert_text(table, columns, count), values)
         at += count
+
+
+def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write those of new rows that are not there yet, all with the columns of the first one."""
+    columns = tuple(rows[0])
+    unless = " ON CONFLICT DO NOTHING"
+    if connection.dialect.name == "sqlite":
+        values = [tuple(row[name] for name in columns) for row in rows]
+        connection.exec_driver_sql(_insert_text(table, columns, 1) + unless, values)
+    else:
+        _execute_arrays(connection, _insert_arrays_text(table, columns) + unless, columns, rows)
+
+
+def _renew(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Write renewals; return how many there were, or -1 if the database's driver does not say."""
+    if connection.dialect.name == "sqlite":
+        return connection.execute(_RENEW, rows).rowcount
+    done = 0
+    while rows:
+        # A later one of the same certificate begins with what the first one has made.
+        first = {row["number"]: row for row in reversed(rows)}
+        done += _execute_arrays(connection, _RENEW_ARRAYS, tuple(_RENEWED), [*first.values()])
+        rows = [row for row in rows if first[row["number"]] is not row]
+    return done
+
+
+def _execute_arrays(
+    connection: sa.Connection, text: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> int:
+    """Have a server do one statement for many rows, each column of which is an array.
+
+    Never with `executemany`: the driver then sends statement after statement without an end (a pipeline). None of the server's time
+    limits counts between them, so a process that is frozen there would keep the writers' lock from all other nodes.
+    """
+    return connection.exec_driver_sql(text, tuple([row[name] for row in rows] for name in columns)).rowcount
+
+
+def _arrays(types: Iterable[str]) -> str:
+    return ", ".join(f"CAST(%s AS {kind}[])" for kind in types)
+
+
+_RENEW_ARRAYS: Final = (
+    "UPDATE certs SET renew_by = a.by, renewed_at = a.at, state = a.becomes, state_date = a.since, "  # noqa: S608 - our own names
+    f"next_at = a.next FROM unnest({_arrays(_RENEWED.values())}) AS a({', '.join(_RENEWED)}) "
+    "WHERE certs.serial = a.number AND certs.state = a.was"
+)
+
+
+@lru_cache(maxsize=64)
+def _insert_arrays_text(table: sa.Table, columns: tuple[str, ...]) -> str:
+    # Text and bigint: what does not fit into the column is an error then, and not cut off.
+    kinds = {bool: "boolean", int: "bigint", str: "text"}
+    arrays = _arrays(kinds[table.c[name].type.python_type] for name in columns)
+    # Names of this program's own tables and columns, and nothing else.
+    return f"INSERT INTO {table.name} ({', '.join(table.c[name].name for name in columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ import fcntl
 import itertools
 import os
 import pwd
+import selectors
 import shutil
 import signal
 import socket
@@ -173,10 +174,29 @@ class Server:
         self._ended()
 
     def kill(self) -> None:
-        """End all of its processes at once, as a power cut does."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End all of its processes at once, as a power cut does.
+
+        Each of them has a process group of its own. The next start fails while one of them is left.
+        """
+        if self._process is not None and self._process.poll() is None:
+            first = self._process.pid
+            os.kill(first, signal.SIGSTOP)  # it begins no others meanwhile
+            others = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+            with contextlib.ExitStack() as stack, selectors.DefaultSelector() as ends:
+                for pid in others:
+                    with contextlib.suppress(ProcessLookupError):
+                        fd = os.pidfd_open(int(pid))
+                        stack.callback(os.close, fd)
+                        ends.register(fd, selectors.EVENT_READ)
+                os.kill(first, signal.SIGKILL)
+                for pid in others:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                while ends.get_map():
+                    ended = ends.select(60)
+                    assert ended, "a process of PostgreSQL does not end"
+                    for key, _ in ended:
+                        ends.unregister(key.fd)
         self._ended()
 
     def _ended(self) -> None:

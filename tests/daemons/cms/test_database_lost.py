@@ -12,7 +12,7 @@ import pytest
 
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
-from appliance.certs.status import OCSPState
+from appliance.certs.status import CertState, OCSPState
 from appliance.client import Disconnected
 from appliance.cms import service as service_module
 from appliance.errors import ApplianceError, RemoteError
@@ -143,6 +143,21 @@ async def test_who_begins_to_watch_what_cannot_be_known_is_told_nothing_until_it
             ) or not (hasattr(update, "get")):
                 pass
             assert update["state"] == "VALID"
+
+
+async def test_what_the_clock_changed_meanwhile_is_told_as_soon_as_the_database_is_back(alone):
+    """The signature that subscribers have is good for much longer, so nothing else would make a new one."""
+    begins = int(alone.clock().timestamp()) + 300
+    async with client_of(alone.a) as anyone:
+        reply = await issued(anyone, not_before=begins, not_after=begins + 86400)
+        async with anyone.monitor(reply["status_pv"]) as updates:
+            assert (await asyncio.wait_for(anext(updates), PATIENT_S))["state"] == "PENDING"
+            alone.lose(SHORT)
+            alone.clock.advance(seconds=301)
+            lifecycle = alone.a.service.lifecycle
+            await until(lambda: lifecycle.peek(reply["serial"]).state is CertState.VALID, PATIENT_S)
+            await alone.back()
+            assert (await asyncio.wait_for(anext(updates), PATIENT_S))["state"] == "VALID"
 
 
 async def test_nothing_is_issued_or_changed_and_searches_are_left_to_others(alone):

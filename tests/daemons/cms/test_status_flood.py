@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,3 +91,26 @@ async def test_the_service_gives_way_whatever_a_request_for_a_certificate_holds(
         assert reply[5] != 0xFF, "it is no request"
         assert longest.seconds < BUSY * GIVES_WAY_S
         hostile.close()
+
+
+async def test_what_is_forgotten_while_the_database_is_asked_is_not_watched_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.cms.publisher._KEPT", 1)
+    async with running(tmp_path) as service:
+        publisher, memory = service.publisher, service.lifecycle.memory
+        answer = asyncio.get_running_loop().create_future()
+        monkeypatch.setattr(service.readers, "read", lambda _: answer)
+        asks = SimpleNamespace(alive=True, peer=SimpleNamespace(peer="192.0.2.1:5"))
+        pv = publisher.pv(1)
+        pv.when_ready(lambda _: None, asks)
+        while not memory._reading:
+            await asyncio.sleep(0)
+        asks.alive = False
+        publisher.pv(2)
+        assert publisher._pvs.get(1) is None
+        answer.set_result({})
+        while publisher._tasks:
+            await asyncio.sleep(0)
+        assert pv.store is None
+        assert len(memory.watched) == 0

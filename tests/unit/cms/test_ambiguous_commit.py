@@ -6,13 +6,17 @@ import asyncio
 import threading
 import uuid
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from appliance.certs.status import CertState
+from appliance.cms import reading
 from appliance.cms.audit import verify_audit
 from appliance.cms.dialect import Login
+from appliance.cms.jobs import Waiting
 from appliance.cms.nodes import Nodes
+from appliance.cms.reading import Readers
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, StoreError
 from appliance.errors import ConfigurationError, DatabaseLost, RequestRefused
@@ -182,6 +186,22 @@ async def test_a_job_whose_waiter_was_told_that_nobody_knows_is_handed_over_when
         site.close()
 
 
+async def test_each_job_of_a_group_is_told_what_is_known_of_itself(site):
+    def job(transaction):
+        made = issue(2)(transaction)
+        site.proxy._is_cut = True  # what was asked for comes, and then nothing
+        return made
+
+    group = [Waiting(issue(1)), Waiting(job)]
+    group[0].is_late = True  # it gave up before
+    site.proxy.swallow_answer_to(COMMIT)
+    (_, first), (_, second) = await asyncio.to_thread(site.store._on_server, group, trial=False, until=0.0)
+    assert "nothing was done" in str(first)
+    assert "it is not known whether this was done" in str(second)
+    assert site.serials() == [2]
+    site.proxy.mend()
+
+
 async def test_two_nodes_write_one_after_the_other_and_each_sees_what_the_other_did(site):
     other = site.another("b")
     try:
@@ -194,6 +214,36 @@ async def test_two_nodes_write_one_after_the_other_and_each_sees_what_the_other_
         found = verify_audit(site.where)
         assert (found.intact, found.records) == (True, 40)
     finally:
+        other.close()
+
+
+async def test_what_comes_while_another_node_has_the_lock_shares_the_next_commit(site):
+    other = site.another("b")
+    held, entered = threading.Event(), threading.Event()
+
+    def hold(_):
+        entered.set()
+        held.wait(30)
+
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    first = asyncio.ensure_future(other.submit(hold))
+    try:
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait, 30)
+        before = site.store.commits
+        jobs = [asyncio.ensure_future(site.store.submit(issue(1)))]
+        async with asyncio.timeout(30):
+            while site.server.sql(waits) == [(0,)]:
+                await asyncio.sleep(0)
+        jobs += [asyncio.ensure_future(site.store.submit(issue(n))) for n in range(2, 21)]
+        await asyncio.sleep(0)
+        held.set()
+        assert await asyncio.gather(*jobs) == list(range(1, 21))
+        assert site.store.commits == before + 1
+        site.store.close()
+        assert site.serials() == list(range(1, 21))
+    finally:
+        held.set()
+        await first
         other.close()
 
 
@@ -213,6 +263,64 @@ async def test_a_node_that_is_frozen_in_its_commit_gives_the_others_the_lock_bac
         held.set()
         await asyncio.gather(stuck, return_exceptions=True)
         other.close()
+
+
+async def test_nothing_is_written_where_a_frozen_node_would_keep_the_lock(site, monkeypatch):
+    """Between the statements of a pipeline none of the server's time limits counts."""
+
+    def executemany(_cursor, statement, _rows):
+        raise AssertionError(f"this is sent in a pipeline: {statement}")
+
+    monkeypatch.setattr(psycopg.Cursor, "executemany", executemany)
+
+    def many(transaction):
+        for serial in range(1, 101):
+            issue(serial)(transaction)
+
+    def renew(transaction):
+        for serial in (1, 2, 3):
+            old = transaction.get(serial)
+            transaction.prefetch([old.subject])
+            for renew_by in (5, 6):
+                old = transaction.renew(
+                    old, renew_by=renew_by, renewed_at=1, state=CertState.PENDING_RENEWAL, at=renew_by
+                )
+            transaction.audit(1, "renew", serial, {})
+
+    await site.store.submit(many)
+    await site.store.submit(renew)
+    found = await site.store.submit(lambda transaction: [transaction.get(serial) for serial in (1, 2, 3, 4)])
+    assert [(each.renew_by, each.state, each.state_date) for each in found] == [
+        *[(6, CertState.PENDING_RENEWAL, 5)] * 3,
+        (0, CertState.VALID, 0),
+    ]
+    assert site.serials() == list(range(1, 101))
+    assert verify_audit(site.where).records == 103
+
+
+async def test_a_node_whose_host_is_gone_keeps_no_lock_for_long(site):
+    asked = "SHOW tcp_keepalives_idle"
+    found = await site.store.submit(
+        lambda transaction: transaction.connection.exec_driver_sql(asked).scalar()
+    )
+    assert found == "5", "the server looks whether the node's host is there, too"
+
+
+async def test_a_question_to_a_server_that_is_frozen_ends(site, monkeypatch):
+    readers, thawed, asked = Readers(site.store.database), threading.Event(), []
+    try:
+        with monkeypatch.context() as short:
+            short.setattr(reading, "_SILENT_S", {"reader": 0.1, "list": 0.1})
+            for read in (readers.read, readers.read_much):
+                for job in (lambda _: thawed.wait(60), asked.append):
+                    with pytest.raises(DatabaseLost, match="does not answer"):
+                        await read(job)
+        thawed.set()
+        assert [await read(lambda _: 1) for read in (readers.read, readers.read_much)] == [1, 1]
+        assert asked == [], "nobody waits for it any more"
+    finally:
+        thawed.set()
+        readers.close()
 
 
 async def test_a_standby_that_does_not_take_writes_is_as_good_as_lost(site):

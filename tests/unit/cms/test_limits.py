@@ -131,6 +131,18 @@ async def test_a_connection_that_was_lost_costs_no_refusal(database):
     await limits.close()
 
 
+async def test_a_server_that_is_frozen_makes_nobody_wait_for_ever(two, database, monkeypatch):
+    monkeypatch.setattr("appliance.cms.limits._SILENT_S", 0.1)
+    with engine_for(database).connect() as beside:
+        beside.execute(sa.text("LOCK TABLE limits"))  # as if: it does not answer
+        for _ in range(2):
+            with pytest.raises(StoreError, match="the database does not answer; nothing was done"):
+                await two[0].take({"10.0.0.1": SLOW})
+        assert not two[0]._waiting
+        beside.rollback()
+    assert await two[1].take({"10.0.0.1": SLOW}) == 0
+
+
 async def test_who_waits_when_the_service_stops_is_refused(database):
     limits = SharedLimits(engine_for(database).connect)
     asked = [asyncio.ensure_future(limits.take({"10.0.0.1": SLOW})) for _ in range(3)]

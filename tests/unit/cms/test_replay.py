@@ -1,6 +1,7 @@
 """Used tokens in the database: once each, except for the holder of the same key who lost the answer; one file for each node."""
 
 import pytest
+import sqlalchemy as sa
 
 from appliance.cms.replay import StoredReplay, TokenJournal
 from appliance.cms.store import Store
@@ -129,6 +130,33 @@ async def test_a_use_that_a_restored_database_lacks_comes_back_from_the_file_and
     nodes.store.start()
     assert not await nodes.use(replay, **MINE)
     assert not await replay.repeats(ISSUER, TOKEN, NOW, **MINE)
+
+
+async def test_many_uses_come_back_in_one_statement_and_those_that_are_there_stay(nodes):
+    one = nodes.start("a")
+    nodes.store.start()
+    nodes.store.node = "a"
+    many = [f"{number:064x}" for number in range(40)]
+    for token in many:
+        assert await nodes.use(one, token, **MINE)
+    forget = f"DELETE FROM replay WHERE token > '{2:064x}'"
+    await nodes.store.submit(lambda transaction: transaction.connection.exec_driver_sql(forget))
+    statements = []
+
+    def count(_connection, _cursor, text, _values, _context, is_many):
+        if "INTO replay" in text:
+            statements.append(is_many)
+
+    def make_good(transaction):
+        sa.event.listen(transaction.connection.engine, "before_cursor_execute", count)
+        one.make_good(transaction, NOW - 1000)
+
+    await nodes.store.submit(make_good)
+    assert statements == [nodes.store.database.where.endswith(".db")], "a server gets arrays"
+    for token in many:
+        assert not await nodes.use(one, token, **MINE)
+    assert await one.repeats(ISSUER, many[0], NOW, **MINE)
+    assert not await one.repeats(ISSUER, many[39], NOW, **MINE)
 
 
 async def test_a_use_before_tokens_became_void_is_not_repeated(nodes):

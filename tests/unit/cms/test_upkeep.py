@@ -1,8 +1,11 @@
 """What a service does for its database over years: old records of the audit go, damage is found, lost rows come back."""
 
+import asyncio
 import contextlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.profiles import build_certificate, generate_key, subject_name
 from appliance.cms import audit as cms_audit
+from appliance.cms import daemon
 from appliance.cms.audit import export_audit, prune_audit, verify_audit, verify_exported
 from appliance.cms.backup import backup, find_damage
 from appliance.cms.model import state_now, utc
@@ -240,3 +244,55 @@ async def test_an_export_that_was_made_before_a_crash_is_used_and_another_file_i
         assert service.upkeep.pruning == ""
         assert list(exports.iterdir()) == [target]
         assert verify_audit(where).records == 2
+
+
+# ---------------------------------------------------------------------- the periodic backup
+
+
+async def test_the_clock_goes_on_while_a_backup_is_being_made_and_one_that_fails_is_not_the_last(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr(daemon, "_LONGEST_SLEEP_S", 0.001)
+    begun, may_end, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def backup():
+        if may_end.is_set():
+            again.set()
+        begun.set()
+        await may_end.wait()
+        raise ZeroDivisionError
+
+    ticks = asyncio.Queue()
+
+    async def nothing():
+        """Do nothing."""
+
+    service = SimpleNamespace(
+        clock=lambda: datetime.now(UTC),
+        publishers=(),
+        store=SimpleNamespace(fatal=""),
+        tick=lambda: ticks.put_nowait(None),
+        pause=lambda longest: longest,
+        settings=SimpleNamespace(backup_interval_s=0.001, health_interval_s=60),
+        health=SimpleNamespace(check=nothing, summary=str),
+        renew=nothing,
+        upkeep=SimpleNamespace(backup=backup),
+    )
+    tasks = [
+        asyncio.create_task(daemon._keep_time(service, SimpleNamespace(status=lambda _: None))),
+        asyncio.create_task(daemon._make_backups(service)),
+    ]
+    try:
+        async with asyncio.timeout(60):
+            await begun.wait()
+            while not ticks.empty():
+                ticks.get_nowait()
+            for _ in range(3):
+                await ticks.get()
+            may_end.set()
+            await again.wait()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert "the database backup has failed" in caplog.text
