@@ -289,6 +289,9 @@ async def test_commands_and_backups_log_in_as_the_service_does(tmp_path, postgre
         assert "audit intact" in command("--audit-verify")
         assert "audit exported" in command("--audit-export", str(tmp_path / "audit.jsonl"))
         command("--backup", str(tmp_path / "backup.db"))
+        assert command("--print-bundle").count("BEGIN CERTIFICATE") == 1
+        assert "Nothing was switched" in command("--new-authority")
+        assert command("--print-bundle").count("BEGIN CERTIFICATE") > 1
     to = URL.format(port=postgres.port, name=moved)
     other = Node(tmp_path, "b", to)
     assert "Database copied" in command("--copy-db", str(tmp_path / "backup.db"), to, of=other)

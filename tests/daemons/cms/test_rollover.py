@@ -15,6 +15,7 @@ from appliance.cms.authorities import known_authorities
 from appliance.cms.ceremony import install_chain, make_request, new_authority, print_bundle
 from appliance.cms.config import FormerAuthority
 from appliance.cms.service import CertificateService
+from appliance.cms.setup import ensure_administrator
 from appliance.config.secret import FilePath
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import ConfigurationError, RemoteError
@@ -293,6 +294,28 @@ def test_a_new_authority_is_introduced_to_a_database_that_the_present_one_has_us
     assert not (tmp_path / "certs.db").exists()
 
 
+def test_an_authority_that_cannot_be_introduced_is_not_made(tmp_path):
+    root = pki.site().ca
+    pki.write_keychain(tmp_path / "cert_auth.p12", make_keychain(root.key, [root.certificate]))
+    (tmp_path / "certs.db").mkdir()
+    settings = effective(tmp_path, db=str(tmp_path / "certs.db")).settings
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        new_authority(settings, Clock()())
+    assert not successors(tmp_path)
+
+
+async def test_what_an_administrator_has_to_do_is_said(tmp_path, capsys):
+    clock = Clock()
+    async with running(tmp_path, clock) as service:
+        old = service.authority.issuer_id
+    new_authority(effective(tmp_path, cert_auth_name="Site Root G2").settings, clock())
+    assert f"First let {tmp_path / 'pvacms.acf'} name both authorities" in capsys.readouterr().out
+    async with running(tmp_path, clock, **switched(tmp_path)) as service:
+        settings = effective(tmp_path, admin_tls_keychain=FilePath(tmp_path / "other.p12")).settings
+        with pytest.raises(ConfigurationError, match=rf"CN=admin, C=US already has a certificate \({old}:"):
+            ensure_administrator(settings, service.issuing, "admin", must_be_new=True)
+
+
 def test_what_root_makes_belongs_to_the_service(tmp_path):
     """An administrator may be root."""
     root = os.geteuid() == 0
@@ -336,7 +359,7 @@ def signed(directory, root):
     )
 
 
-async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path):
+async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path, capsys):
     """The commands of the how-to, with openssl's own forms of everything."""
     clock = Clock()
     settings = effective(tmp_path).settings
@@ -362,6 +385,7 @@ async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path)
         install("ca", "new", "new-with-old")
     crossed(tmp_path, "old", "new", "old-with-new")
     install("old", "ca", "old-with-new", "new", "new-with-old")
+    assert "pvacms.acf name both" not in capsys.readouterr().out, "both roots have one name"
     async with running(tmp_path, clock, **switched(tmp_path)) as service, plain(service) as context:
         bob = await issued(context, "bob")
         assert len(bob.chain) == 2
