@@ -95,7 +95,9 @@ def make_request(settings: CMSSettings, path: str) -> None:
     make_directory(path)
     write_public(path, text)
     say(f"Certificate request     : {path}")
-    say("Have the root sign it, for an authority: openssl x509 -req ... -copy_extensions copyall keeps what it asks for")
+    say(
+        "Have the root sign it, for an authority: openssl x509 -req ... -copy_extensions copyall keeps what it asks for"
+    )
     say("Then: pvacms --install-chain FILE ..., with what the root has signed and the root's certificate")
 
 
@@ -160,7 +162,7 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
     with contextlib.closing(signer):
         authority = _assembled(signer, found)
         self_test(authority, now)
-        former = _present(settings, now)
+        former = _present(settings, now) or _named(settings, now)
         if former is not None:
             _check_database(settings)
             _check_introduced(authority, former)
@@ -233,6 +235,13 @@ def _present(settings: CMSSettings, now: datetime) -> Authority | None:
     return ensure_authority(settings, now, may_make=False)
 
 
+def _named(settings: CMSSettings, now: datetime) -> Authority | None:
+    """Return the present authority if the settings are those of after the switch: a new place for the key, and it as a former one."""
+    if not settings.former_authorities:
+        return None
+    return ensure_authority(settings.of_former(settings.former_authorities[0]), now, may_make=False)
+
+
 def _check_database(settings: CMSSettings) -> None:
     """Refuse to make another authority before the service has used the present one: it would be the database's first."""
     if is_sqlite(settings.db) and not os.path.lexists(settings.db):
@@ -289,7 +298,7 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
     """
     if settings.ca_key:
         raise ConfigurationError(
-            "the authority's key is in a token; make a new one there, name it in ca_key, and use --make-csr and --install-chain",
+            "the authority's key is in a token; make a new one there, name it in ca_key, a new file in ca_certificate and the present authority in former_authorities, and use --make-csr and --install-chain",
             key="ca_key",
         )
     former = _present(settings, now)
@@ -385,13 +394,14 @@ def _finish(
     ends = min(c.not_valid_after_utc for c in (*old, former.issuer.certificate))
     if _names(authority) != _names(former):
         say(f"First let {settings.acf} name both authorities, or administrators are refused after the switch")
-    say("Nothing was switched. To use it, change these settings on each node, and restart it:")
-    if settings.ca_key:
-        say(f"  ca_certificate: {path}")
-        say("  former_authorities:")
-        say(f"    - ca_certificate: {settings.ca_certificate}")
-        say("      ca_key: (that of the present authority)")
+    if path == settings.authority_file:
+        say(
+            "Nothing was switched. To use it, have these settings and the file on each node, and restart it; in former_authorities:"
+        )
     else:
+        say(
+            "Nothing was switched. To use it, have the file on each node, change these settings there, and restart it:"
+        )
         say(f"  cert_auth_tls_keychain: {path}")
         say("  former_authorities:")
         say(f"    - keychain: {settings.cert_auth_tls_keychain}")
@@ -401,7 +411,7 @@ def _finish(
 
 
 def _names(authority: Authority) -> list[str]:
-    """The names that rules with AUTHORITY look for."""
+    """Return the names that rules with AUTHORITY look for."""
     return [authority_name(c) for c in (authority.issuer.certificate, *authority.issuer.chain)]
 
 

@@ -396,3 +396,33 @@ async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path,
             )
         async with secure(service, bob) as known:
             assert (await known.get(alice.status_pv))["state"] == "VALID"
+
+
+async def test_the_next_authority_may_have_its_key_elsewhere(tmp_path, capsys):
+    """In a token, or in a file: the settings are those of after the switch."""
+    clock = Clock()
+    offline_root(tmp_path, "root")
+    make_request(effective(tmp_path).settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "root")
+    files = [str(tmp_path / name) for name in ("ca.pem", "root.pem")]
+    install_chain(effective(tmp_path).settings, files, clock())
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    openssl(tmp_path, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out next.key")
+    (tmp_path / "next.key").chmod(0o600)
+    after = {
+        "cert_auth_tls_keychain": FilePath(""),
+        "ca_key": str(tmp_path / "next.key"),
+        "ca_certificate": FilePath(tmp_path / "next.pem"),
+        "former_authorities": (FormerAuthority(keychain=FilePath(tmp_path / "cert_auth.p12")),),
+    }
+    settings = effective(tmp_path, **after).settings
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "root")
+    capsys.readouterr()
+    install_chain(settings, files, clock())
+    assert "have these settings and the file on each node" in capsys.readouterr().out
+    async with running(tmp_path, clock, **after, **OPEN) as service, plain(service) as context:
+        bob = await issued(context, "bob")
+        assert bob.chain[0] != alice.chain[0]
+        assert (await context.get(alice.status_pv))["renewal_due"]
