@@ -68,8 +68,10 @@ class ProvableRequest(Protocol):
 
 
 _MOST_USED: Final = 100_000
-_AGAIN_S: Final = 5.0
-"""For so long the same request may come again: who asks twice in one second signs the same twice."""
+_AGAIN_S: Final = 15.0
+"""For so long the same request may come again. Who asks twice in one second signs the same twice. Whose answer was lost sends the
+same again and again, until it is known that the node is dead or has had its time (docs/decisions/0105): ten seconds.
+"""
 
 
 class UsedProofs:

@@ -233,7 +233,7 @@ class Trust(NamedTuple):
     """Whom to trust, and why."""
 
     anchors: tuple[x509.Certificate, ...]
-    """All anchors that may be trusted; the service's own is among them."""
+    """All anchors that may be trusted; the service's own is among them, and no earlier root that it vouches for."""
     anchor: x509.Certificate
     issuer: str
     why: str
@@ -278,7 +278,7 @@ def decide(
             return _introduced(
                 offer, given, crossed, "the file given by --trust-anchor holds", now=now, say=say
             )
-        return Trust(given, anchor, offer.issuer, "file", crossed)
+        return Trust(_lasting(given, anchor, crossed), anchor, offer.issuer, "file", crossed)
     if wanted:
         if shown != wanted:
             raise SecurityError(
@@ -291,14 +291,14 @@ def decide(
     if keychain:
         if anchor not in keychain:
             return _introduced(offer, keychain, crossed, "the keychain trusts", now=now, say=say)
-        return Trust(keychain, anchor, offer.issuer, "keychain", crossed)
+        return Trust(_lasting(keychain, anchor, crossed), anchor, offer.issuer, "keychain", crossed)
     kept = known.load()
     if kept:
         if anchor not in kept:
             trust = _introduced(offer, kept, crossed, f"{known.path} keeps", now=now, say=say)
             known.keep(anchor)
             return trust
-        return Trust(kept, anchor, offer.issuer, "kept", crossed)
+        return Trust(_lasting(kept, anchor, crossed), anchor, offer.issuer, "kept", crossed)
     if not first_use:
         raise SecurityError(
             f"no trust anchor is known here, and trust on first use is not allowed; the certificate service offers {shown}: "
@@ -312,6 +312,18 @@ def decide(
     except ApplianceError as error:
         say(f"  it could not be kept ({error}), so the next request will trust on first use again")
     return Trust((anchor,), anchor, offer.issuer, "first use", crossed)
+
+
+def _lasting(
+    known: tuple[x509.Certificate, ...], anchor: x509.Certificate, crossed: tuple[x509.Certificate, ...]
+) -> tuple[x509.Certificate, ...]:
+    """Return the anchors without earlier roots that ``anchor`` vouches for: they end with its cross-certificates for them."""
+    return tuple(
+        each
+        for each in known
+        if each.not_valid_before_utc >= anchor.not_valid_before_utc
+        or not any(is_same_authority(c, each) for c in crossed)
+    )
 
 
 def _introduced(

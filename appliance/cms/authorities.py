@@ -6,7 +6,7 @@ introduced may not join a database that has others already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -15,9 +15,9 @@ from cryptography import x509
 
 from appliance.certs.crossed import is_same_authority
 from appliance.certs.profiles import CertificateAuthority
-from appliance.certs.x509 import is_self_signed, issuer_id, load_pem_text, pem_chain, subject_text
+from appliance.certs.x509 import is_self_signed, issuer_id, load_pem_text, pem_chain, signed_by, subject_text
 from appliance.cms import schema
-from appliance.cms.model import SERVICE, posix, shown_time
+from appliance.cms.model import SERVICE, posix, shown_time, utc
 from appliance.cms.transaction import LIVE, Transaction
 from appliance.errors import CertificateError, ConfigurationError
 
@@ -27,6 +27,7 @@ __all__ = [
     "KnownAuthority",
     "bundle",
     "check_belongs",
+    "check_not_over",
     "end_of",
     "introduce",
     "known_authorities",
@@ -124,12 +125,27 @@ def check_belongs(transaction: Transaction, authority: Authority) -> None:
         )
 
 
+def check_not_over(authority: Authority, known: Mapping[str, KnownAuthority], now: datetime) -> None:
+    """Refuse to issue with an authority that has ended.
+
+    Raises:
+        ConfigurationError: Another one has taken over.
+    """
+    ends = known[authority.issuer_id].ends
+    if ends is not None and ends <= posix(now):
+        raise ConfigurationError(
+            f"the authority {authority.issuer_id} {subject_text(authority.issuer.certificate.subject)} ended at "
+            f"{shown_time(utc(ends))}, and another one has taken over: name that one, as the other nodes do"
+        )
+
+
 def introduce(
     transaction: Transaction, authorities: Iterable[Authority], now: datetime, *, present: str
 ) -> dict[str, KnownAuthority]:
     """Write authorities into the database's table, record in the audit what is new, and return what the table has then.
 
-    An end moves the clock of the authority's certificates.
+    An end moves the clock of the authority's certificates. The end of the one that issues here is taken back only by a node that
+    holds the one that has taken over: one with old settings does not know of it.
 
     Args:
         transaction: The open transaction.
@@ -140,9 +156,19 @@ def introduce(
     known = known_authorities(transaction.connection)
     at = posix(now)
     changed = False
-    for authority in authorities:
+    authorities = tuple(authorities)
+    held = {authority.issuer_id for authority in authorities}
+    for each in authorities:
+        before = known.get(each.issuer_id)
+        authority = each
+        if (
+            each.ends is None
+            and before is not None
+            and before.ends is not None
+            and _is_followed(before, known, held)
+        ):
+            authority = each._replace(ends=utc(before.ends))
         issuer, ident = authority.issuer, authority.issuer_id
-        before = known.get(ident)
         values = {
             "chain": pem_chain(issuer.certificate, *issuer.chain),
             "crossed": pem_chain(*issuer.crossed),
@@ -169,6 +195,16 @@ def introduce(
         }
         transaction.audit(at, "authority", None, facts)
     return known_authorities(transaction.connection) if changed else known
+
+
+def _is_followed(
+    authority: KnownAuthority, known: Mapping[str, KnownAuthority], held: Collection[str]
+) -> bool:
+    """Whether a later authority issues, and is not among those that are held."""
+    return any(
+        each.since > authority.since and each.ends is None and each.issuer_id not in held
+        for each in known.values()
+    )
 
 
 def left_of(transaction: Transaction, ident: str) -> int:
@@ -212,11 +248,29 @@ def end_of(
 
 
 def bundle(
-    present: x509.Certificate, authorities: Iterable[KnownAuthority], now: datetime
+    present: x509.Certificate,
+    authorities: Iterable[KnownAuthority],
+    now: datetime,
+    *,
+    held: Collection[x509.Certificate] = (),
 ) -> tuple[x509.Certificate, ...]:
-    """Return what verifies the certificates of all authorities that have not ended: roots and cross-certificates, the present root first."""
+    """Return what verifies the certificates of all authorities that have not ended: roots and cross-certificates, the present root first.
+
+    Other hosts trust these roots, so the database's word is not enough: the present root vouches for each, or its file is here.
+
+    Args:
+        present: The present root.
+        authorities: What the database knows.
+        now: The present time, aware.
+        held: Roots of former authorities whose files are here.
+    """
     at = posix(now)
     alive = [each for each in authorities if each.ends is None or at < each.ends]
-    roots = [each.chain[-1] for each in alive if each.chain and is_self_signed(each.chain[-1])]
-    crossed = [certificate for each in alive for certificate in each.crossed]
+    crossed = [c for each in alive for c in each.crossed if not is_self_signed(c)]
+    vouched = (present, *held, *(c for c in crossed if signed_by(c, present)))
+    roots = [
+        root
+        for root in (each.chain[-1] for each in alive if each.chain)
+        if is_self_signed(root) and any(is_same_authority(root, known) for known in vouched)
+    ]
     return tuple(dict.fromkeys((present, *crossed, *roots)))

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from appliance.authn.grant import backdated
-from appliance.certs.crossed import Pair, is_same_authority, pairs
+from appliance.certs.crossed import Pair, faults_of_introduction, is_same_authority, pairs
 from appliance.certs.keychain import Keychain, chain_above, dump_keychain
 from appliance.certs.profiles import (
     CertificateAuthority,
@@ -165,7 +165,7 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
         former = _present(settings, now) or _named(settings, now)
         if former is not None:
             _check_database(settings)
-            _check_introduced(authority, former)
+            _check_introduced(authority, former, now)
         path = settings.authority_file
         if os.path.lexists(path):
             path = _beside(path, authority.issuer_id)
@@ -177,8 +177,9 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
                 say(f"Certificates written    : {path}")
             else:
                 _save_new(path, key, authority, _password(settings))
-                os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
             _finish(settings, authority, former, path, now, store)
+            if not settings.ca_key:
+                os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
 
 
 def _certificates(files: Sequence[str]) -> list[x509.Certificate]:
@@ -251,12 +252,21 @@ def _check_database(settings: CMSSettings) -> None:
         )
 
 
-def _check_introduced(authority: Authority, former: Authority) -> None:
+def _check_introduced(authority: Authority, former: Authority, now: datetime) -> None:
     """Refuse a new root that the old one does not introduce: every end would have to learn of it first."""
     new, old = authority.root, former.root
     if is_same_authority(new, old):
         return
-    if any(is_same_authority(c, old) for c in authority.issuer.crossed):
+    crossed = authority.issuer.crossed
+    if any(is_same_authority(c, old) for c in crossed):
+        faults = [
+            faults_of_introduction(c, new=new, old=old, now=now) for c in crossed if is_same_authority(c, new)
+        ]
+        if all(faults):
+            say(
+                f"Warning: authenticators refuse this new root until somebody confirms it at each (--trust-anchor-fingerprint): "
+                f"{'; '.join(faults[0])}"
+            )
         return
     raise ConfigurationError(
         f"the root {subject_text(new.subject)} is another one than the present {subject_text(old.subject)}, and there are no "
@@ -326,7 +336,8 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
             organization=settings.cert_auth_organization,
             organizational_unit=settings.cert_auth_organizational_unit,
         ),
-        not_before=max(backdated(start, end), old.certificate.not_valid_before_utc),
+        # Trust goes to a later root only, so two roots must not begin in one second.
+        not_before=max(backdated(start, end), old.certificate.not_valid_before_utc + timedelta(seconds=1)),
         not_after=end,
         serial=new_serial(),
     )
@@ -441,4 +452,17 @@ def print_bundle(settings: CMSSettings, now: datetime) -> None:
                 0,
             ),
         )
-        sys.stdout.write(pem_chain(*bundle(authority.root, known.values(), now)))
+        held = _former_roots(settings, now)
+        sys.stdout.write(pem_chain(*bundle(authority.root, known.values(), now, held=held)))
+
+
+def _former_roots(settings: CMSSettings, now: datetime) -> list[x509.Certificate]:
+    """Return the roots of the former authorities, from their files. No token is asked."""
+    found: list[x509.Certificate] = []
+    for each in settings.former_authorities:
+        of = settings.of_former(each)
+        if of.ca_key:
+            found += (c for c in _certificates([of.ca_certificate]) if is_self_signed(c))
+        else:
+            found.append(ensure_authority(of, now, may_make=False).root)
+    return found

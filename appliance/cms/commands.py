@@ -109,8 +109,11 @@ def _login(effective: CMSConfig) -> Login:
 
 def _copy(source: str, target: str, login: Login) -> int:
     from appliance.cms.copying import copy_database
-    from appliance.cms.dialect import shown
+    from appliance.cms.dialect import check_url, is_sqlite, shown
 
+    for where in (source, target):
+        for warning in () if is_sqlite(where) else check_url(where):
+            sys.stderr.write(f"pvacms: {warning}\n")
     with _Progress("rows") as progress:
         copied = copy_database(source, target, datetime.now(UTC), login=login, progress=progress.told)
     sys.stdout.write(

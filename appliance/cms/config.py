@@ -490,6 +490,12 @@ def _paths(values: dict[str, Any], server: ServerConfig) -> dict[str, Any]:
 def _database(text: str, config: str | None) -> str:
     if "://" in text:
         return text
+    if text.lower().startswith("postgres") and ":" in text.partition("/")[0]:
+        # With one stroke too few it would be a new file. What else stands there may be a password.
+        raise ConfigurationError(
+            "the URL of the database server cannot be read; write postgresql+psycopg://ROLE@HOST/DATABASE",
+            key="db",
+        )
     directory = os.path.dirname(os.path.abspath(config)) if config else os.getcwd()  # noqa: PTH100, PTH109, PTH120
     return os.path.normpath(os.path.join(directory, os.path.expanduser(text)))  # noqa: PTH111, PTH118
 

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 
-from appliance.cms.dialect import Login, Role, engine_for, is_sqlite, reason, shown
+from appliance.cms.dialect import Login, Role, engine_for, is_sqlite, login_of, reason, shown
 from appliance.errors import ConfigurationError, DatabaseLost
 
 __all__ = ["Backoff", "Database"]
@@ -41,7 +41,7 @@ class Database:
 
     def __init__(self, where: str, login: Login | None = None) -> None:
         self.where = where
-        self.login = login or Login()
+        self.login = login_of(where) if login is None else login
         self.is_server = not is_sqlite(where)
         self.state: Literal["up", "lost"] = "up"
         self.lost_since = 0.0

@@ -22,6 +22,7 @@ __all__ = [
     "is_passing",
     "is_sqlite",
     "kind_of",
+    "login_of",
     "reason",
     "remember_login",
     "shown",
@@ -43,6 +44,10 @@ _PASSES: Final = (
 )  # fmt: skip
 """What libpq says of a server that may be there a moment later."""
 _WEAK: Final = ("disable", "allow", "prefer", "require", "verify-ca")
+_SHOWN: Final = frozenset(
+    ("host", "hostaddr", "port", "dbname", "service", "sslmode", "target_session_attrs")
+)
+"""Parameters of a URL that messages may show."""
 _ADVICE: Final = (
     ("no password supplied", "set db_password"),
     ("password authentication failed", "correct db_password, or the role's password in the server"),
@@ -72,6 +77,11 @@ def remember_login(where: str, login: Login) -> None:
     _logins[where] = login
 
 
+def login_of(where: str) -> Login:
+    """Return what `remember_login` was told of a server."""
+    return _logins.get(where, Login())
+
+
 def is_sqlite(where: str) -> bool:
     """Whether ``where`` is a file and not the URL of a database server."""
     return "://" not in where
@@ -82,8 +92,8 @@ def shown(where: str) -> str:
     if is_sqlite(where):
         return where
     url = _url(where)
-    names = {"sslkey", "sslpassword", "passfile"}
-    return url.difference_update_query([name for name in url.query if name in names]).render_as_string()
+    # What is misspelt may be a password.
+    return url.difference_update_query([name for name in url.query if name not in _SHOWN]).render_as_string()
 
 
 def _url(where: str) -> sa.URL:
@@ -109,14 +119,23 @@ def _url(where: str) -> sa.URL:
 
 
 def _hosts(url: sa.URL) -> list[str]:
-    said = url.query.get("host", ())
-    names = (said,) if isinstance(said, str) else said
+    names = [url.host or ""]
+    for parameter in ("host", "hostaddr"):
+        said = url.query.get(parameter, ())
+        names += (said,) if isinstance(said, str) else said
     return [
         part.rpartition(":")[0] or part if part.count(":") == 1 else part
-        for name in (url.host or "", *names)
+        for name in names
         for part in name.split(",")
         if part
     ]
+
+
+def _is_local(url: sa.URL) -> bool:
+    """Whether the server is on this host. One that a file of libpq or the environment names may be anywhere."""
+    if "service" in url.query or any(map(os.environ.get, ("PGHOSTADDR", "PGSERVICE"))):
+        return False
+    return all(map(_is_here, _hosts(url) or filter(None, os.environ.get("PGHOST", "").split(","))))
 
 
 def _is_here(host: str) -> bool:
@@ -139,7 +158,7 @@ def check_url(where: str) -> list[str]:
     """
     url = _url(where)
     mode = url.query.get("sslmode", "")
-    if mode in _WEAK and not all(map(_is_here, _hosts(url))):
+    if mode in _WEAK and not _is_local(url):
         return [
             f"db: sslmode={mode} lets whoever is on the way read and change what the database answers; leave sslmode out"
         ]
@@ -152,7 +171,7 @@ def engine_for(
     """Return an engine for a file (SQLite) or a URL (such as ``postgresql+psycopg://``)."""
     if not is_sqlite(where):
         return _server_engine(
-            where, read_only=read_only, role=role, login=login or _logins.get(where, Login())
+            where, read_only=read_only, role=role, login=login_of(where) if login is None else login
         )
     mode = "?mode=ro" if read_only else ""
     # As a URI, because the path may have any characters.
@@ -199,7 +218,7 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     }  # fmt: skip
     # A standby may not know yet what was committed, so it is not asked either.
     arguments["target_session_attrs"] = "primary" if read_only else "read-write"
-    if not all(map(_is_here, _hosts(url))):
+    if not _is_local(url):
         arguments["sslmode"] = "verify-full"
     if login.tls_ca:
         arguments["sslrootcert"] = login.tls_ca

@@ -51,6 +51,7 @@ from appliance.pva.credentials import Credentials
 __all__ = ["Issued", "Issuing", "Rules", "UsageRules", "new_serial", "pem_chain"]
 
 _log: Final = logging.getLogger(__name__)
+_NO_KEY: Final = "the authority's key cannot be reached, so nothing is issued at present; ask again later"
 _SERIAL_BITS: Final = 63
 """Databases have signed 64-bit integers. Two random serial numbers of this length are never equal."""
 
@@ -180,9 +181,7 @@ class Issuing:
         """
         if self.issuer.signer.trouble:
             # Not in the audit: every requester asks again until the key is back.
-            raise RequestRefused(
-                "the authority's key cannot be reached, so nothing is issued at present; ask again later"
-            )
+            raise RequestRefused(_NO_KEY)
         actor = Actor(peer.method, peer.account, peer.peer)
         try:
             key, key_id, skid = _public_key(ccr.pub_key)
@@ -381,6 +380,9 @@ class Issuing:
             certificate = finish_certificate(body, signer.algorithm, await signed(signer, body))
         except (CertificateError, SigningError) as error:
             await self.lifecycle.withdraw(record, f"it could not be signed: {error}")
+            if isinstance(error, SigningError):
+                # Which token, and what it says of its PIN, is for the log and the audit.
+                raise SigningError(_NO_KEY) from error
             raise
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii") + self._chain_pem
         return Issued(record, certificate, pem, cert_id(self.names.issuer_id, serial), status_pv)

@@ -444,7 +444,7 @@ class Publisher:
         failure: ApplianceError | None = None
         try:
             record = await self.lifecycle.find(pv.serial)
-            if pv.is_watched:
+            if pv.is_watched and self._pvs.get(pv.serial) is pv:  # otherwise it was forgotten meanwhile
                 if not self.is_fresh() and not self._knows(pv.serial):
                     raise CannotKnow
                 self._publish(pv, self._mine(record))

@@ -60,6 +60,7 @@ from appliance.cms.authorities import (
     KnownAuthority,
     bundle,
     check_belongs,
+    check_not_over,
     end_of,
     introduce,
     left_of,
@@ -276,6 +277,7 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
         def job(transaction: Transaction) -> tuple[dict[str, KnownAuthority], dict[str, int]]:
             check_belongs(transaction, authority)
             known = introduce(transaction, (authority, *former), now, present=authority.issuer_id)
+            check_not_over(authority, known, now)
             # One that was introduced and has not issued anything is left out.
             return known, {
                 ident: left_of(transaction, ident) for ident in known if ident != authority.issuer_id
@@ -294,7 +296,8 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
             say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
     _tell_of_former(known, left, {each.issuer_id for each in former}, now)
     since = utc(known[authority.issuer_id].since)
-    return Held(alive, bundle(authority.root, known.values(), now), since)
+    roots = [each.root for each in alive]
+    return Held(alive, bundle(authority.root, known.values(), now, held=roots), since)
 
 
 def _tell_of_former(

@@ -132,7 +132,7 @@ def _attributes(
             raise ConfigurationError(f"{name} in a PKCS#11 URI is not used here: {_REFUSED[name]}", key=key)
         if name not in known or not equals:
             raise ConfigurationError(
-                f"the PKCS#11 URI has {part[:64]!a}, which is not understood here; known are {', '.join(known)}",
+                f"the PKCS#11 URI has {name[:64]!a}, which is not understood here; known are {', '.join(known)}",
                 key=key,
             )
         if name in found:

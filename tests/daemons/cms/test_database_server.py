@@ -291,7 +291,7 @@ async def test_commands_and_backups_log_in_as_the_service_does(tmp_path, postgre
         command("--backup", str(tmp_path / "backup.db"))
         assert command("--print-bundle").count("BEGIN CERTIFICATE") == 1
         assert "Nothing was switched" in command("--new-authority")
-        assert command("--print-bundle").count("BEGIN CERTIFICATE") > 1
+        assert command("--print-bundle").count("-----BEGIN CERTIFICATE-----") == 4
     to = URL.format(port=postgres.port, name=moved)
     other = Node(tmp_path, "b", to)
     assert "Database copied" in command("--copy-db", str(tmp_path / "backup.db"), to, of=other)

@@ -19,10 +19,10 @@ from appliance.cms.lifecycle import Lifecycle
 
 announce = Lifecycle._announce
 
-def die(self, record):
+def die(self, record, *rest):
     if self.renewed:
         os.kill(os.getpid(), signal.SIGKILL)
-    announce(self, record)
+    announce(self, record, *rest)
 
 Lifecycle._announce = die
 sys.exit(main())

@@ -9,16 +9,17 @@ from cryptography import x509
 
 from appliance.certs.keychain import load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import generate_key
+from appliance.certs.profiles import CertificateAuthority, generate_key
 from appliance.certs.status import OCSPState
-from appliance.cms.authorities import known_authorities
+from appliance.cms import ceremony
+from appliance.cms.authorities import Authority, known_authorities
 from appliance.cms.ceremony import install_chain, make_request, new_authority, print_bundle
 from appliance.cms.config import FormerAuthority
 from appliance.cms.service import CertificateService
 from appliance.cms.setup import ensure_administrator
 from appliance.config.secret import FilePath
 from appliance.epoch import EPICS_EPOCH_S
-from appliance.errors import ConfigurationError, RemoteError
+from appliance.errors import ConfigurationError, DatabaseLost, RemoteError
 from tests.helpers import pki
 from tests.helpers.cms import (
     Clock,
@@ -78,6 +79,9 @@ async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(
         old_root = service.authority.root
         old_own = service.own_keychain
     new = introduce(tmp_path, clock)
+    assert new.certificate.not_valid_before_utc > old_root.not_valid_before_utc, (
+        "even if both are of one moment"
+    )
     said = capsys.readouterr().out
     assert "Nothing was switched" in said
     assert f"cert_auth_tls_keychain: {successors(tmp_path)[0]}" in said
@@ -357,6 +361,38 @@ def signed(directory, root):
         directory,
         f"x509 -req -in ca.csr -CA {root}.pem -CAkey {root}.key -days 300 -copy_extensions copyall -out ca.pem",
     )
+
+
+def test_the_key_of_a_request_stays_until_the_database_knows_the_authority(tmp_path, monkeypatch):
+    settings = effective(tmp_path).settings
+    offline_root(tmp_path, "old")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "old")
+    files = [str(tmp_path / "ca.pem"), str(tmp_path / "old.pem")]
+
+    def lost(*_args):
+        raise DatabaseLost("the database cannot be used")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.cms.ceremony._finish", lost)
+        with pytest.raises(DatabaseLost):
+            install_chain(settings, files, Clock()())
+    request = tmp_path / "cert_auth.p12.request"
+    assert request.exists()
+    (tmp_path / "cert_auth.p12").unlink()
+    install_chain(settings, files, Clock()())
+    assert not request.exists()
+
+
+def test_a_new_root_that_no_authenticator_would_accept_is_told(capsys):
+    old, new = pki.Authority("Site Root", begun=timedelta(days=3000)), pki.Authority("Site Root")
+    present = Authority(CertificateAuthority(old.signer, old.certificate), old.certificate)
+    for path_length in (0, None):
+        crossed = old.crossed(new, path_length=path_length), new.crossed(old)
+        later = Authority(CertificateAuthority(new.signer, new.certificate, (), crossed), new.certificate)
+        ceremony._check_introduced(later, present, Clock()())
+        said = capsys.readouterr().out
+        assert ("authenticators refuse this new root" in said) is (path_length == 0)
 
 
 async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path, capsys):

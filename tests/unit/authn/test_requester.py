@@ -281,6 +281,19 @@ def test_what_was_trusted_beside_the_old_root_stays(tmp_path):
     assert found.crossed == CROSSED[:1]
 
 
+@pytest.mark.parametrize("source", ["given", "keychain"])
+def test_an_old_root_that_is_trusted_beside_the_new_one_ends_too(tmp_path, source):
+    """A file may have both, as pvacms --print-bundle writes it."""
+    both = {source: (NEW.certificate, OLD.certificate, S.ca.certificate)}
+    found, _ = decided(tmp_path, NEW, CROSSED, **both)
+    assert (found.anchors, found.crossed) == ((NEW.certificate, S.ca.certificate), CROSSED)
+    for crossed in ((), CROSSED[:1]):
+        found, _ = decided(tmp_path, NEW, crossed, **both)
+        assert found.anchors == both[source], "nothing else would verify old certificates"
+    found, _ = decided(tmp_path, OLD, CROSSED, **both)
+    assert found.anchors == both[source], "an answer with the old root takes the new one from nobody"
+
+
 def test_a_fingerprint_introduces_nobody_and_first_use_is_none_where_a_root_is_known(tmp_path):
     with pytest.raises(SecurityError, match="not the one that was asked for"):
         decided(tmp_path, NEW, CROSSED, wanted=fingerprint(OLD.certificate), keychain=(OLD.certificate,))
@@ -298,6 +311,17 @@ def test_nobody_is_led_back_to_the_old_root_or_over_two_roots(tmp_path):
     with pytest.raises(SecurityError, match="has changed"):
         decided(tmp_path, newest, both, keychain=(OLD.certificate,))
     assert decided(tmp_path, newest, both, keychain=(NEW.certificate,))[0].why == "rollover"
+
+
+def test_the_key_of_an_issuing_authority_makes_no_root(tmp_path):
+    """Its certificate has the name and the key of whatever root its holder makes of it, and the trusted root has signed it."""
+    issuing = OLD.intermediate("Site Issuing CA")
+    signed = issuing.certificate
+    issuing.certificate = build_ca(
+        issuing.signer, subject=signed.subject, not_before=NOW - DAY, not_after=NOW + 9999 * DAY, serial=1, path_length=0
+    )  # fmt: skip
+    with pytest.raises(SecurityError, match=r"has signed the new one, but .*not that of a root"):
+        decided(tmp_path, issuing, (signed, issuing.crossed(OLD)), keychain=(OLD.certificate,))
 
 
 def test_a_limit_of_the_old_root_is_told_with_the_refusal(tmp_path):

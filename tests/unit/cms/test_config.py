@@ -192,6 +192,7 @@ def test_a_cluster_is_refused_with_a_sentence_if_the_database_is_a_file():
         ("db: postgresql+psycopg://me:geheim@h/x", "db: the URL of the database contains a password"),
         ("db: postgresql+psycopg://h/x?password=geheim", "db: the URL of the database contains a password"),
         ("db: postgresql+psycopg://h:x/y", "db: the URL of the database server cannot be read"),
+        ("db: postgresql+psycopg:/me:geheim@h/x", "db: the URL of the database server cannot be read"),
     ],
 )
 def test_a_database_server_and_what_belongs_to_it_are_checked(tmp_path, text, says):

@@ -154,6 +154,8 @@ class Lives(RuleBasedStateMachine):
             issued = await self.service.issuing.issue(request, PEER)
             self.service.lifecycle.delivered(issued.record.serial)
             await self.service.lifecycle.settle()
+            # That it was delivered is on its way to the database. A backup without that would have it in doubt.
+            await self.service.store.submit(lambda _transaction: None)
             return issued.record
 
         return self.run(work())

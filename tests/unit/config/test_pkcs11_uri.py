@@ -53,7 +53,7 @@ def test_the_file_of_the_pin_is_named_in_three_ways(written):
         ("pkcs11:object=" + MODULE, "names no key"),
         ("pkcs11:" + MODULE, "names no key"),
         ("pkcs11:object=ca;object=cb" + MODULE, "object twice"),
-        ("pkcs11:object=ca;x-vendor=1" + MODULE, "'x-vendor=1', which is not understood"),
+        ("pkcs11:object=ca;x-vendor=1" + MODULE, "'x-vendor', which is not understood"),
         ("pkcs11:object=ca;" + MODULE, "'', which is not understood"),
         ("pkcs11:object" + MODULE, "'object', which is not understood"),
         ("pkcs11:object=ca;type=cert" + MODULE, "no private key"),
@@ -78,9 +78,12 @@ def test_everything_else_is_refused_with_a_sentence(text, why):
     assert caught.value.key == "ca_key"
 
 
-def test_a_pin_in_the_uri_is_refused_and_not_repeated():
-    with pytest.raises(ConfigurationError, match="must not stand in a setting") as caught:
-        parse_pkcs11_uri(f"pkcs11:object=ca{MODULE}&pin-value=87654321")
+@pytest.mark.parametrize(
+    ("name", "why"), [("pin-value", "must not stand in a setting"), ("pin_value", "which is not understood")]
+)
+def test_a_pin_in_the_uri_is_refused_and_not_repeated(name, why):
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        parse_pkcs11_uri(f"pkcs11:object=ca{MODULE}&{name}=87654321")
     assert "87654321" not in str(caught.value)
 
 

@@ -2,9 +2,10 @@
 
 import inspect
 
-from appliance import Context, Server
+from appliance.client.context import Context
 from appliance.pva.limits import Limits
 from appliance.server.quota import Quota
+from appliance.server.server import Server
 
 
 def test_only_what_differs_from_the_default_is_shown() -> None:
