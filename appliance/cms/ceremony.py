@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -36,6 +36,7 @@ from appliance.certs.profiles import (
 from appliance.certs.signer import KeySigner, Signer
 from appliance.certs.x509 import (
     UNREADABLE,
+    authority_name,
     is_ca,
     is_self_signed,
     load_pem_text,
@@ -45,7 +46,7 @@ from appliance.certs.x509 import (
 )
 from appliance.cms.authorities import Authority, KnownAuthority, bundle, introduce, known_authorities
 from appliance.cms.config import CMSSettings, parse_password_file
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.issuing import new_serial
 from appliance.cms.setup import ensure_authority, make_directory, say, self_test
 from appliance.cms.signing import open_signer
@@ -94,7 +95,10 @@ def make_request(settings: CMSSettings, path: str) -> None:
     make_directory(path)
     write_public(path, text)
     say(f"Certificate request     : {path}")
-    say("Have the root sign it, for an authority. Then: pvacms --install-chain FILE...")
+    say(
+        "Have the root sign it, for an authority: openssl x509 -req ... -copy_extensions copyall keeps what it asks for"
+    )
+    say("Then: pvacms --install-chain FILE ..., with what the root has signed and the root's certificate")
 
 
 def _request_key(settings: CMSSettings, *, make: bool = False) -> CertificateIssuerPrivateKeyTypes:
@@ -158,7 +162,7 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
     with contextlib.closing(signer):
         authority = _assembled(signer, found)
         self_test(authority, now)
-        former = _present(settings, now)
+        former = _present(settings, now) or _named(settings, now)
         if former is not None:
             _check_database(settings)
             _check_introduced(authority, former, now)
@@ -166,15 +170,16 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
         if os.path.lexists(path):
             path = _beside(path, authority.issuer_id)
         issuer = authority.issuer
-        if settings.ca_key:
-            make_directory(path)
-            write_public(path, pem_chain(issuer.certificate, *issuer.chain, *issuer.crossed).encode())
-            say(f"Certificates written    : {path}")
-        else:
-            _save_new(path, key, authority, _password(settings))
-        _finish(settings, authority, former, path, now)
-        if not settings.ca_key:
-            os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
+        with _database(settings, former) as store:
+            if settings.ca_key:
+                make_directory(path)
+                write_public(path, pem_chain(issuer.certificate, *issuer.chain, *issuer.crossed).encode())
+                say(f"Certificates written    : {path}")
+            else:
+                _save_new(path, key, authority, _password(settings))
+            _finish(settings, authority, former, path, now, store)
+            if not settings.ca_key:
+                os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
 
 
 def _certificates(files: Sequence[str]) -> list[x509.Certificate]:
@@ -229,6 +234,13 @@ def _present(settings: CMSSettings, now: datetime) -> Authority | None:
     if not os.path.lexists(settings.authority_file):
         return None
     return ensure_authority(settings, now, may_make=False)
+
+
+def _named(settings: CMSSettings, now: datetime) -> Authority | None:
+    """Return the present authority if the settings are those of after the switch: a new place for the key, and it as a former one."""
+    if not settings.former_authorities:
+        return None
+    return ensure_authority(settings.of_former(settings.former_authorities[0]), now, may_make=False)
 
 
 def _check_database(settings: CMSSettings) -> None:
@@ -296,7 +308,7 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
     """
     if settings.ca_key:
         raise ConfigurationError(
-            "the authority's key is in a token; make a new one there, name it in ca_key, and use --make-csr and --install-chain",
+            "the authority's key is in a token; make a new one there, name it in ca_key, a new file in ca_certificate and the present authority in former_authorities, and use --make-csr and --install-chain",
             key="ca_key",
         )
     former = _present(settings, now)
@@ -352,44 +364,66 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
     authority = Authority(new._replace(crossed=tuple(pair)), root)
     self_test(authority, now)
     path = _beside(settings.cert_auth_tls_keychain, authority.issuer_id)
-    _save_new(path, key, authority, _password(settings))
-    _finish(settings, authority, former, path, now)
+    with _database(settings, former) as store:
+        _save_new(path, key, authority, _password(settings))
+        _finish(settings, authority, former, path, now, store)
+
+
+@contextlib.contextmanager
+def _database(settings: CMSSettings, present: Authority | None) -> Iterator[Store | None]:
+    """Open the database of the present authority, beside services that use it; nothing if there is no such authority."""
+    if present is None:
+        yield None
+        return
+    login = None if is_sqlite(settings.db) else Login(settings.db_password, settings.db_tls_ca)
+    store = Store(settings.db, present.issuer_id, login=login)
+    store.open(beside=True)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _finish(
-    settings: CMSSettings, authority: Authority, former: Authority | None, path: str, now: datetime
+    settings: CMSSettings,
+    authority: Authority,
+    former: Authority | None,
+    path: str,
+    now: datetime,
+    store: Store | None,
 ) -> None:
     """Tell the database, and the administrator."""
     ident = authority.issuer_id
     say(f"Authority               : {ident} {subject_text(authority.issuer.certificate.subject)}")
-    if former is None:
+    if former is None or store is None:
         say("Start pvacms to use it. The first administrator is made with --admin-keychain-ensure NAME")
         return
-    store = Store(settings.db, former.issuer_id)
-    store.open(beside=True)
-    try:
-        store.run(
-            lambda transaction: introduce(transaction, (former, authority), now, present=former.issuer_id)
-        )
-    finally:
-        store.close()
+    store.run(lambda transaction: introduce(transaction, (former, authority), now, present=former.issuer_id))
     if ident == former.issuer_id:
         return
     old = [c for c in authority.issuer.crossed if is_same_authority(c, former.root)]
     ends = min(c.not_valid_after_utc for c in (*old, former.issuer.certificate))
-    say("Nothing was switched. To use it, change these settings on each node, and restart it:")
-    if settings.ca_key:
-        say(f"  ca_certificate: {path}")
-        say("  former_authorities:")
-        say(f"    - ca_certificate: {settings.ca_certificate}")
-        say("      ca_key: (that of the present authority)")
+    if _names(authority) != _names(former):
+        say(f"First let {settings.acf} name both authorities, or administrators are refused after the switch")
+    if path == settings.authority_file:
+        say(
+            "Nothing was switched. To use it, have these settings and the file on each node, and restart it; in former_authorities:"
+        )
     else:
+        say(
+            "Nothing was switched. To use it, have the file on each node, change these settings there, and restart it:"
+        )
         say(f"  cert_auth_tls_keychain: {path}")
         say("  former_authorities:")
         say(f"    - keychain: {settings.cert_auth_tls_keychain}")
         if settings.cert_auth_tls_keychain_pwd_file:
             say(f"      keychain_pwd_file: {settings.cert_auth_tls_keychain_pwd_file}")
     say(f'      ends: "{ends:%Y-%m-%dT%H:%M:%SZ}"')
+
+
+def _names(authority: Authority) -> list[str]:
+    """Return the names that rules with AUTHORITY look for."""
+    return [authority_name(c) for c in (authority.issuer.certificate, *authority.issuer.chain)]
 
 
 def print_bundle(settings: CMSSettings, now: datetime) -> None:
@@ -405,12 +439,9 @@ def print_bundle(settings: CMSSettings, now: datetime) -> None:
     with contextlib.closing(authority.issuer.signer):
         known: dict[str, KnownAuthority] = {}
         if not is_sqlite(settings.db) or os.path.lexists(settings.db):
-            store = Store(settings.db, authority.issuer_id)
-            store.open(beside=True)
-            try:
-                known = store.run(lambda transaction: known_authorities(transaction.connection))
-            finally:
-                store.close()
+            with _database(settings, authority) as store:
+                if store is not None:
+                    known = store.run(lambda transaction: known_authorities(transaction.connection))
         known.setdefault(
             authority.issuer_id,
             KnownAuthority(

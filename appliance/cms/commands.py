@@ -118,7 +118,7 @@ def _copy(source: str, target: str, login: Login) -> int:
         copied = copy_database(source, target, datetime.now(UTC), login=login, progress=progress.told)
     sys.stdout.write(
         f"Database copied : {shown(source)} to {shown(target)}: {copied.certificates} certificates, "
-        f"{copied.records} audit records, head {copied.head}\n"
+        f"{copied.records} audit records, head {copied.head}; the copy is one more record\n"
     )
     return EXIT_OK
 

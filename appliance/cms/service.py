@@ -438,8 +438,9 @@ class CertificateService:
         self.feed.close()
         for authority in (self.authority, *self.held.former):
             authority.issuer.signer.close()
-        self.store.close()
+        # The last connection moves the write-ahead log into the file, which one that only reads cannot.
         self.readers.close()
+        self.store.close()
         self.journal.close()
         self.token_journal.close()
 

@@ -183,7 +183,7 @@ def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = T
     if created and not may_make:
         raise ConfigurationError(
             "the certificate authority's keychain is missing, but the database has certificates of an authority; a new authority "
-            "would make them all useless: put the keychain back, or restore it from its backup; to start anew, name another database",
+            "would make them all useless: put the keychain back, restore it from its backup, or copy it from another node; to start anew, name another database",
             file=path,
         )
     if created:
@@ -662,7 +662,7 @@ def ensure_administrator(settings: CMSSettings, issuing: Issuing, name: str, *, 
     if alive:
         why = (
             f"{shown_name(subject)} already has a certificate "
-            f"({shown_id(issuing.names.issuer_id, alive[0].serial)}); "
+            f"({shown_id(alive[0].issuer, alive[0].serial)}); "
             "have that one revoked first; if nobody can, because it is the only administrator's and is lost, choose another "
             "name here, and revoke it with the new keychain"
         )

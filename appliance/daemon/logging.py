@@ -64,7 +64,8 @@ _SECRETS: Final = (
 )
 # The name may have parts before it (access_token, clientSecret) and quotes around it.
 _NAMED: Final = re.compile(
-    r"(?i)(password|passwd|pwd|secret|token)([\"']?\s*[=:]\s*)(?:\"([^\"]*)\"?|'([^']*)'?|([^\s,;&\"']+))"
+    # pkcs11:token= names a token, and is none.
+    r"(?i)(password|passwd|pwd|secret|(?<!pkcs11:)token)([\"']?\s*[=:]\s*)(?:\"([^\"]*)\"?|'([^']*)'?|([^\s,;&\"']+))"
 )
 _HINTS: Final = ("eyj", "private key", "bearer", "password", "passwd", "pwd", "secret", "token")
 """Small letters, one of which is in each text that the patterns above find. Nearly all texts are done with after a look for these."""

@@ -337,3 +337,12 @@ def test_nothing_is_restored_where_nothing_is(tmp_path, empty):
             do_restored(effective(tmp_path, db=where))
     assert unchanged(empty)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_after_a_stop_the_file_is_the_whole_database(tmp_path):
+    where = tmp_path / "certs.db"
+    async with running(tmp_path, db=str(where), **OPEN) as service, plain(service) as context:
+        await context.rpc("CERT:CREATE", ccr("alice"))
+        async with secure(service, admin_keychain(tmp_path)) as boss:
+            await boss.rpc("CERT:LIST")
+    assert not where.with_name("certs.db-wal").exists()

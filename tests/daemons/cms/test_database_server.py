@@ -289,6 +289,7 @@ async def test_commands_and_backups_log_in_as_the_service_does(tmp_path, postgre
         assert "audit intact" in command("--audit-verify")
         assert "audit exported" in command("--audit-export", str(tmp_path / "audit.jsonl"))
         command("--backup", str(tmp_path / "backup.db"))
+        assert command("--print-bundle").count("BEGIN CERTIFICATE") == 1
         assert "Nothing was switched" in command("--new-authority")
         assert command("--print-bundle").count("-----BEGIN CERTIFICATE-----") == 4
     to = URL.format(port=postgres.port, name=moved)

@@ -16,6 +16,7 @@ from appliance.cms.authorities import Authority, known_authorities
 from appliance.cms.ceremony import install_chain, make_request, new_authority, print_bundle
 from appliance.cms.config import FormerAuthority
 from appliance.cms.service import CertificateService
+from appliance.cms.setup import ensure_administrator
 from appliance.config.secret import FilePath
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import ConfigurationError, DatabaseLost, RemoteError
@@ -297,6 +298,28 @@ def test_a_new_authority_is_introduced_to_a_database_that_the_present_one_has_us
     assert not (tmp_path / "certs.db").exists()
 
 
+def test_an_authority_that_cannot_be_introduced_is_not_made(tmp_path):
+    root = pki.site().ca
+    pki.write_keychain(tmp_path / "cert_auth.p12", make_keychain(root.key, [root.certificate]))
+    (tmp_path / "certs.db").mkdir()
+    settings = effective(tmp_path, db=str(tmp_path / "certs.db")).settings
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        new_authority(settings, Clock()())
+    assert not successors(tmp_path)
+
+
+async def test_what_an_administrator_has_to_do_is_said(tmp_path, capsys):
+    clock = Clock()
+    async with running(tmp_path, clock) as service:
+        old = service.authority.issuer_id
+    new_authority(effective(tmp_path, cert_auth_name="Site Root G2").settings, clock())
+    assert f"First let {tmp_path / 'pvacms.acf'} name both authorities" in capsys.readouterr().out
+    async with running(tmp_path, clock, **switched(tmp_path)) as service:
+        settings = effective(tmp_path, admin_tls_keychain=FilePath(tmp_path / "other.p12")).settings
+        with pytest.raises(ConfigurationError, match=rf"CN=admin, C=US already has a certificate \({old}:"):
+            ensure_administrator(settings, service.issuing, "admin", must_be_new=True)
+
+
 def test_what_root_makes_belongs_to_the_service(tmp_path):
     """An administrator may be root."""
     root = os.geteuid() == 0
@@ -372,7 +395,7 @@ def test_a_new_root_that_no_authenticator_would_accept_is_told(capsys):
         assert ("authenticators refuse this new root" in said) is (path_length == 0)
 
 
-async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path):
+async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path, capsys):
     """The commands of the how-to, with openssl's own forms of everything."""
     clock = Clock()
     settings = effective(tmp_path).settings
@@ -398,6 +421,7 @@ async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path)
         install("ca", "new", "new-with-old")
     crossed(tmp_path, "old", "new", "old-with-new")
     install("old", "ca", "old-with-new", "new", "new-with-old")
+    assert "pvacms.acf name both" not in capsys.readouterr().out, "both roots have one name"
     async with running(tmp_path, clock, **switched(tmp_path)) as service, plain(service) as context:
         bob = await issued(context, "bob")
         assert len(bob.chain) == 2
@@ -408,3 +432,33 @@ async def test_a_service_goes_to_an_intermediate_of_a_new_offline_root(tmp_path)
             )
         async with secure(service, bob) as known:
             assert (await known.get(alice.status_pv))["state"] == "VALID"
+
+
+async def test_the_next_authority_may_have_its_key_elsewhere(tmp_path, capsys):
+    """In a token, or in a file: the settings are those of after the switch."""
+    clock = Clock()
+    offline_root(tmp_path, "root")
+    make_request(effective(tmp_path).settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "root")
+    files = [str(tmp_path / name) for name in ("ca.pem", "root.pem")]
+    install_chain(effective(tmp_path).settings, files, clock())
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    openssl(tmp_path, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out next.key")
+    (tmp_path / "next.key").chmod(0o600)
+    after = {
+        "cert_auth_tls_keychain": FilePath(""),
+        "ca_key": str(tmp_path / "next.key"),
+        "ca_certificate": FilePath(tmp_path / "next.pem"),
+        "former_authorities": (FormerAuthority(keychain=FilePath(tmp_path / "cert_auth.p12")),),
+    }
+    settings = effective(tmp_path, **after).settings
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "root")
+    capsys.readouterr()
+    install_chain(settings, files, clock())
+    assert "have these settings and the file on each node" in capsys.readouterr().out
+    async with running(tmp_path, clock, **after, **OPEN) as service, plain(service) as context:
+        bob = await issued(context, "bob")
+        assert bob.chain[0] != alice.chain[0]
+        assert (await context.get(alice.status_pv))["renewal_due"]

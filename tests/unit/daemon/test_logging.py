@@ -94,6 +94,7 @@ def test_secrets_are_taken_out_of_message_arguments_fields_and_exceptions(fmt, s
         "BEGIN CERTIFICATE",
         "CERT:STATUS:47530d89:1",
         "the token was refused",
+        "pkcs11:token=site;object=ca: the token answers",
         "get-token: cannot reach the identity provider",
         "/usr/local/bin/get-token: No such file or directory",
         "/etc/spva/keychain/client.token: mode 0644 lets any user read this secret",
