@@ -42,6 +42,7 @@ _PAUSE_S: Final = 0.5
 _PAUSE_FILE_S: Final = 1.0
 """The same for a file, which only commands beside the service change."""
 _AGAIN_S: Final = 1.0
+_DAY_S: Final = 86_400.0
 _AT_ONCE: Final = 5000
 _NO_CHANGE: Final = frozenset(("refuse", "prune"))
 """Actions that leave every certificate as it is. What a later release does is taken for a change."""
@@ -160,6 +161,10 @@ class Feed:
     def age_s(self) -> float:
         """Return the seconds since the last look that succeeded began: older than this nothing is unseen."""
         return time.monotonic() - self._looked
+
+    def lag_ms(self) -> int:
+        """Return `age_s` in milliseconds; a day also stands for what is longer, and for no look since a restore."""
+        return int(min(self.age_s(), _DAY_S) * 1000)
 
     def is_fresh(self) -> bool:
         """Whether nothing can have been changed elsewhere, unseen, for longer than `FRESH_S`. A file has no elsewhere."""

@@ -160,7 +160,7 @@ class CertificateService:
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
         self.health.others.append(self._unseen)
         self.health.numbers["certs_watched"] = lambda: len(memory.watched)
-        self.health.numbers["feed_lag_ms"] = lambda: int(self.feed.age_s() * 1000) if self.server else 0
+        self.health.numbers["feed_lag_ms"] = lambda: self.feed.lag_ms() if self.server else 0
         self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
         for publisher in self.publishers:
             publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up

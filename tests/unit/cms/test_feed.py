@@ -162,6 +162,14 @@ async def test_what_is_not_looked_at_for_three_seconds_is_not_fresh(on_server, m
         assert feed.fresh_for_s() == 0
 
 
+def test_before_a_look_has_succeeded_the_lag_is_a_day(on_server):
+    with other(on_server) as node:
+        feed = Feed(node.store.database)
+        assert feed.lag_ms() == 24 * 3600 * 1000
+        feed._looked = feed_module.time.monotonic() - 2
+        assert 2000 <= feed.lag_ms() < 3600 * 1000
+
+
 async def test_a_file_has_no_elsewhere(tmp_path):
     where = str(tmp_path / "certs.db")
     store = Store(where, "")
