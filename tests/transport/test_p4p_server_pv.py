@@ -434,7 +434,7 @@ def test_a_thread_that_posts_without_pause_waits_for_the_pvaccess_thread_only_fo
     with served(pv=pv) as client:
         taken(client.watch("pv"))
         with held_engine():
-            for number in range(2 * _core._Posts.ROOM + 10):
+            for number in range(2 * _core.posts.ROOM + 10):
                 pv.post(float(number))  # each wait ends by itself: the thread that would end it is held
         assert client.get("pv")["value"] == float(number)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Self
 
-from appliance.p4p.server._core import PLAIN, Core, Numbers
+from appliance.p4p.server._core import PLAIN, Core
+from appliance.p4p.server._posts import Numbers
 from appliance.pvdata.types import INT32, INT64, STRING, ScalarType, StructType
 
 __all__ = ["Quick"]
