@@ -101,14 +101,26 @@ class Peer:
             [sys.executable, *module, str(path), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            # A pipe of its own: what a library logs while an answer is written would end up inside it.
+            stderr=subprocess.PIPE,
             env=dict(epics_environment() if environ is None else environ),
             cwd="/",
             text=True,
             errors="replace",
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._readers = [
+            threading.Thread(target=self._read, daemon=True),
+            threading.Thread(target=self._read_log, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._grown:
+                self._output.append(line)
+                self._grown.notify_all()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -190,6 +202,10 @@ class Peer:
 
         return await asyncio.to_thread(self._wait, find, what, ANSWER_S)
 
+    async def printed(self, text: str) -> None:
+        """Wait until its output has a text."""
+        await asyncio.to_thread(self._wait, lambda: text in self.output or None, repr(text), ANSWER_S)
+
     def stop(self) -> None:
         """End it in an orderly way; kill it where that does not help."""
         assert self.process.stdin is not None
@@ -199,7 +215,8 @@ class Peer:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._reader.join(10)
+        for reader in self._readers:
+            reader.join(10)
 
     def kill(self) -> None:
         """End it at once, as a crash does."""

@@ -7,11 +7,15 @@ import threading
 
 _lock = threading.Lock()
 
+# Standard output is for the protocol alone: what a library prints there goes where its log goes.
+_answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
 
 def say(**document):
     with _lock:
-        sys.stdout.write(json.dumps(document) + "\n")
-        sys.stdout.flush()
+        _answers.write(json.dumps(document) + "\n")
+        _answers.flush()
 
 
 def serve(commands, ready=True):
@@ -25,5 +29,4 @@ def serve(commands, ready=True):
             say(id=number, result=result)
         except Exception as error:
             say(id=number, error=f"{type(error).__name__}: {error}")
-    sys.stdout.flush()
     os._exit(0)
