@@ -462,3 +462,71 @@ async def test_the_next_authority_may_have_its_key_elsewhere(tmp_path, capsys):
         bob = await issued(context, "bob")
         assert bob.chain[0] != alice.chain[0]
         assert (await context.get(alice.status_pv))["renewal_due"]
+
+
+async def test_who_follows_a_second_time_takes_the_first_root_along(tmp_path, capsys):
+    """The root stays, and ends with the root before it are still there: its cross-certificates are known, and need not be given."""
+    clock = Clock()
+    settings = effective(tmp_path).settings
+
+    def install(to, *names):
+        install_chain(to, [str(tmp_path / f"{name}.pem") for name in names], clock())
+
+    offline_root(tmp_path, "old")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "old")
+    install(settings, "ca", "old")
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    offline_root(tmp_path, "new")
+    crossed(tmp_path, "new", "old", "new-with-old")
+    crossed(tmp_path, "old", "new", "old-with-new")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "new")
+    install(settings, "ca", "new", "new-with-old", "old-with-new")
+    second = switched(tmp_path)
+    async with running(tmp_path, clock, **second):
+        pass
+    capsys.readouterr()
+    after = effective(tmp_path, **second).settings
+    make_request(after, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "new")
+    install(after, "ca", "new")
+    said = capsys.readouterr().out
+    assert "Cross-certificates taken: those of the root and the former root CN=Site_Root, until" in said
+    assert f"those that are there already: {tmp_path / 'cert_auth.p12'}" in said
+    (third,) = {*tmp_path.glob("cert_auth-*-*.p12")}
+    assert len(load_keychain(third.read_bytes()).crossed) == 2
+    former = (
+        FormerAuthority(keychain=second["cert_auth_tls_keychain"]),
+        *second["former_authorities"],
+    )
+    third_settings = {"cert_auth_tls_keychain": FilePath(third), "former_authorities": former, **OPEN}
+    async with running(tmp_path, clock, **third_settings) as service, plain(service) as context:
+        bob = await issued(context, "bob")
+        assert bob.issuer_id == service.names.issuer_id
+        for keychain, other in ((alice, bob), (bob, alice)):
+            async with secure(service, keychain) as known:
+                assert (await known.get(other.status_pv))["state"] == "VALID"
+
+
+async def test_a_root_that_would_cut_off_the_ends_of_an_earlier_one_is_not_made(tmp_path):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    introduce(tmp_path, clock)
+    second = switched(tmp_path, ends_in(clock, days=30))
+    async with running(tmp_path, clock, **second):
+        pass
+    made = successors(tmp_path)
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"3 certificates of the former authority {alice.issuer_id} .* would be cut off now\. Wait until then; or",
+    ):
+        new_authority(effective(tmp_path, **second).settings, clock())
+    assert successors(tmp_path) == made
+    clock.advance(days=31)
+    async with running(tmp_path, clock, **second) as service:
+        await settled(service)
+    new_authority(effective(tmp_path, **second).settings, clock())
+    assert len(successors(tmp_path)) == 2
