@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from cryptography import x509
@@ -336,7 +337,7 @@ def _check_nobody_is_cut_off(
             if each.chain and is_same_authority(each.chain[-1], old) and (each.ends is None or at < each.ends)
         ]
         for each in alive:
-            left = store.run(lambda transaction, ident=each.issuer_id: left_of(transaction, ident))
+            left = store.run(partial(left_of, ident=each.issuer_id))
             if left:
                 until = old.not_valid_after_utc if each.ends is None else utc(each.ends)
                 raise ConfigurationError(

@@ -302,7 +302,7 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         if monotonic >= next_health:
             next_health = monotonic + service.settings.health_interval_s
             await service.health.check()
-            await service.renew()
+            service.own.look()
             daemon.status(service.health.summary())
         await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
 

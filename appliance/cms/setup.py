@@ -6,6 +6,7 @@ is checked before it is used; a failure is one sentence.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -91,7 +92,13 @@ from appliance.config.files import (
 )
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
-from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    ConfigurationError,
+    KeychainError,
+    SecurityError,
+)
 from appliance.tls.paths import check_path
 
 __all__ = [
@@ -507,9 +514,18 @@ async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuin
     Raises:
         ApplianceError: It failed; the text says why.
     """
-    request = _service_request(settings, issuing)
-    keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
-    replace_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
+    # A key is made and signatures may take their time, while everybody else is served.
+    request = await asyncio.to_thread(_service_request, settings, issuing)
+    record = await issuing.lifecycle.store.submit(request.job)
+    try:
+        keychain = await asyncio.to_thread(request.finish, record)
+        content = dump_keychain(keychain, server.tls_keychain_password)
+        await asyncio.to_thread(replace_private, server.tls_keychain, content)
+    except ApplianceError as error:
+        await issuing.lifecycle.withdraw(
+            record, f"the service's own certificate could not be renewed: {error}"
+        )
+        raise
     return keychain
 
 

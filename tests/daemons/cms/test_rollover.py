@@ -77,7 +77,7 @@ async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(
     async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
         alice = await issued(context, "alice")
         old_root = service.authority.root
-        old_own = service.own_keychain
+        old_own = service.own.keychain
     new = introduce(tmp_path, clock)
     assert new.certificate.not_valid_before_utc > old_root.not_valid_before_utc, (
         "even if both are of one moment"
@@ -86,10 +86,10 @@ async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(
     assert "Nothing was switched" in said
     assert f"cert_auth_tls_keychain: {successors(tmp_path)[0]}" in said
     async with running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service:
-        assert service.own_keychain.issuer == new.certificate != old_own.issuer, (
+        assert service.own.keychain.issuer == new.certificate != old_own.issuer, (
             "its own certificate is a new one"
         )
-        assert set(service.own_keychain.crossed) == set(new.crossed)
+        assert set(service.own.keychain.crossed) == set(new.crossed)
         async with plain(service) as context:
             before = await context.get(alice.status_pv)
             assert before["state"] == "VALID"

@@ -423,18 +423,18 @@ async def test_a_certificate_that_nobody_takes_is_revoked(tmp_path):
 async def test_the_service_renews_its_own_certificate_while_it_serves(tmp_path):
     clock = Clock()
     async with running(tmp_path, clock) as service, plain(service) as anyone:
-        first = service.own_keychain
-        await service.renew()
-        assert service.own_keychain is first
+        first = service.own.keychain
+        await service.own.renew()
+        assert service.own.keychain is first
         clock.advance(days=360)
-        await service.renew()
-        assert service.own_keychain.serial != first.serial
-        assert service.own_keychain.certificate.not_valid_after_utc > clock() + timedelta(days=364)
-        assert (await anyone.get(service.names.status(service.own_keychain.serial)))["state"] == "VALID"
+        await service.own.renew()
+        assert service.own.keychain.serial != first.serial
+        assert service.own.keychain.certificate.not_valid_after_utc > clock() + timedelta(days=364)
+        assert (await anyone.get(service.names.status(service.own.keychain.serial)))["state"] == "VALID"
 
 
 async def test_the_services_own_certificate_has_no_status_of_its_own(tmp_path):
     async with running(tmp_path) as service:
-        assert status_pv(service.own_keychain.certificate) == ""
-        left = service.own_keychain.certificate.not_valid_after_utc - service.clock()
+        assert status_pv(service.own.keychain.certificate) == ""
+        left = service.own.keychain.certificate.not_valid_after_utc - service.clock()
         assert left > timedelta(days=300)

@@ -8,11 +8,13 @@ import threading
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from appliance.certs.keychain import make_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import is_self_signed
 from appliance.cms import pkcs11
+from appliance.cms.config import FormerAuthority
 from appliance.cms.model import Actor
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError, RemoteError, SigningError
@@ -324,3 +326,102 @@ async def test_a_change_while_the_token_signs_is_what_is_told(token, tmp_path):
         free.set()
         assert (await asking)["state"] == "REVOKED"
         stuck.join()
+
+
+async def test_the_services_own_certificate_is_renewed_beside_everything_else(token, tmp_path, monkeypatch):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    clock = Clock()
+    async with running(tmp_path, clock, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
+        first = service.own.keychain
+        clock.advance(days=360)
+        goes_on, sign = threading.Event(), pkcs11.TokenSigner.sign
+
+        def slowly(signer, body):
+            goes_on.wait(60)
+            return sign(signer, body)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pkcs11.TokenSigner, "sign", slowly)
+            service.own.look()
+            service.own.look()
+            assert (await anyone.get("CERT:HEALTH"))["value.index"] == 1
+            assert service.own.keychain is first
+            goes_on.set()
+            async with asyncio.timeout(60):
+                while service.own.keychain is first:
+                    await asyncio.sleep(0.01)
+        await service.tasks.finish()
+        assert service.own.keychain.chain == first.chain
+        assert rows(tmp_path, "certs") == 2, "it was asked for once"
+
+
+async def test_an_own_certificate_that_cannot_be_signed_is_withdrawn_and_health_says_so(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    clock = Clock()
+    async with running(tmp_path, clock, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
+        clock.advance(days=360)
+        before = rows(tmp_path, "certs")
+        token.unplug()
+        for _ in range(3):
+            service.own.look()
+            await service.tasks.finish()
+        assert rows(tmp_path, "certs") == before + 1, "tried once, and again after a while"
+        token.plug_in()
+        await until_it_works(service)
+        await service.health.check()
+        health = await anyone.get("CERT:HEALTH")
+        assert "the service's own certificate ends at" in health["alarm.message"]
+        with sqlite3.connect(tmp_path / "certs.db") as db:
+            last = db.execute("SELECT state FROM certs ORDER BY created DESC, state LIMIT 1").fetchone()
+        assert last == ("REVOKED",)
+        await service.own.renew()
+        await service.health.check()
+        assert (await anyone.get("CERT:HEALTH"))["value.index"] == 1
+
+
+async def test_a_reload_tries_the_pin_of_a_former_authoritys_token_too(token, tmp_path):
+    token.store(BELOW.key)
+    (tmp_path / "old").mkdir()
+    put_chain(tmp_path / "old", BELOW.certificate, ROOT.certificate)
+    before = settings_of(token, tmp_path / "old") | {"db": str(tmp_path / "certs.db")}
+    clock = Clock()
+    async with running(tmp_path, clock, **before) as service, plain(service) as anyone:
+        alice = await anyone.rpc("CERT:CREATE", ccr("alice"))
+    following = ROOT.intermediate("Site Issuing CA 2")
+    new = make_keychain(following.key, [following.certificate, *following.chain])
+    pki.write_keychain(tmp_path / "cert_auth.p12", new)
+    with sqlite3.connect(tmp_path / "certs.db") as db:
+        db.execute(
+            "INSERT INTO authorities (issuer, chain, crossed, since) VALUES (?, '', '', 0)",
+            (following.issuer_id,),
+        )
+
+    def after(pin):
+        former = FormerAuthority(
+            ca_key=token.uri,
+            ca_key_pin=Secret.from_file(pin_file(tmp_path, pin)),
+            ca_certificate=before["ca_certificate"],
+        )
+        return {"former_authorities": (former,), **OPEN}
+
+    async with running(tmp_path, clock, **after(PIN)) as service, plain(service) as anyone:
+        (signer,) = (former.issuer.signer for former in service.held.former)
+        signer._pin = Secret(WRONG)  # somebody has changed it in the token
+        token.unplug()
+        with pytest.raises(SigningError):
+            signer.sign(b"gone")
+        token.plug_in()
+        async with asyncio.timeout(60):
+            while "the PIN is wrong" not in signer.trouble:
+                await asyncio.sleep(0.01)
+        await service.health.check()
+        assert "the PIN is wrong" in (await anyone.get("CERT:HEALTH"))["alarm.message"]
+        await service.reload(effective(tmp_path, **after(PIN)))
+        assert signer.trouble == ""
+        assert (await anyone.get(alice["status_pv"]))["state"] == "VALID"
+        with pytest.raises(
+            ConfigurationError, match="former_authorities cannot change while the service runs"
+        ):
+            await service.reload(effective(tmp_path, **OPEN))
