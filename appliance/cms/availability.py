@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from appliance.cms.feed import Feed
@@ -103,6 +103,12 @@ class Availability:
                 await asyncio.sleep(_AWAY_PAUSE_S)
         finally:
             self._sending_away = None
+
+    def send_to_others(self, names: Container[str]) -> None:
+        """Close the channels of PVs that this node leaves to others: the clients search, and find another node."""
+        if self.server is not None:
+            for channel in [channel for channel in self.server.channels() if channel.name in names]:
+                channel.close()
 
     def stop(self) -> None:
         """Send nobody away any more."""

@@ -60,6 +60,7 @@ from appliance.cms.model import posix, shown_time, utc
 from appliance.cms.setup import ensure_authority, make_directory, say, self_test
 from appliance.cms.signing import open_signer
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
 from appliance.config.files import read_private, read_regular, write_private, write_public
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError, SecurityError
@@ -337,7 +338,7 @@ def _check_nobody_is_cut_off(
             if each.chain and is_same_authority(each.chain[-1], old) and (each.ends is None or at < each.ends)
         ]
         for each in alive:
-            left = store.run(partial(left_of, ident=each.issuer_id))
+            left = store.run(partial(_left_of, ident=each.issuer_id))
             if left:
                 until = old.not_valid_after_utc if each.ends is None else utc(each.ends)
                 raise ConfigurationError(
@@ -346,6 +347,10 @@ def _check_nobody_is_cut_off(
                     "now. Wait until then; or give that authority an earlier end (ends in former_authorities) and restart the "
                     "service; or make both cross-certificates of the two roots, if that key is still there, and use --install-chain"
                 )
+
+
+def _left_of(transaction: Transaction, ident: str) -> int:
+    return left_of(transaction.connection, ident)
 
 
 def _beside(path: str, ident: str) -> str:

@@ -331,6 +331,7 @@ async def _look_after_database(service: CertificateService) -> None:
         with contextlib.suppress(ApplianceError):  # the next one makes up for it
             await service.lifecycle.revocations.checkpoint()
             await service.forget_silent_nodes()
+            await service.succession.look_after()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
             await service.upkeep.look_after()

@@ -16,8 +16,8 @@ import msgspec
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
 from appliance.certs.crossed import sent_beside
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
-from appliance.cms.authorities import Authority, Held
+from appliance.certs.x509 import authority_name, pem_chain, serial_number, subject_key_identifier
+from appliance.cms.authorities import Authority, Held, introduce
 from appliance.cms.availability import Availability
 from appliance.cms.config import CMSConfig, CMSSettings, FormerAuthority
 from appliance.cms.default_acf import add_administrator, ensure_acf
@@ -52,6 +52,7 @@ from appliance.cms.setup import (
 )
 from appliance.cms.signing import is_key_of, try_pin
 from appliance.cms.store import Store
+from appliance.cms.succession import Succession
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
@@ -97,6 +98,7 @@ class CertificateService:
         self.token_journal = tokens
         self.replay = StoredReplay(store, tokens)
         self.clock = clock
+        self.tasks = Tasks()
         self.names = Names(
             server_config.cert_pv_prefix,
             authority.issuer_id,
@@ -115,6 +117,10 @@ class CertificateService:
         self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
         self.feed.on_restored = self._restored
         self.availability = Availability(store, self.feed, nodes, waits_s=lambda: self.settings.db_wait_s)
+        self.succession = Succession(store, self.readers, self.tasks, authority, held, clock)
+        self.succession.on_change = self._authorities_changed
+        self.feed.on_authority = self.succession.look
+        self._with_bundle: list[SharedPV] = []
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
             self.lifecycle.deliveries.is_alive = nodes.is_alive
@@ -123,7 +129,6 @@ class CertificateService:
             if is_sqlite(settings.db)
             else SharedLimits(partial(store.database.connect, "limits"), wait_s=settings.db_wait_s)
         )
-        self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
         certificates = [
@@ -148,6 +153,10 @@ class CertificateService:
         self.issuing.own_keys = self.own.keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
         self.health.others.append(self.availability.unseen)
+        self.health.others.append(self.succession.over)
+        self.health.warnings.append(self.succession.warning)
+        self.health.numbers["certs_former"] = self.succession.certs_former
+        self.health.numbers["certs_ending"] = self.succession.certs_ending
         self.health.numbers["certs_watched"] = lambda: len(memory.watched)
         self.health.numbers["feed_lag_ms"] = lambda: self.feed.lag_ms() if self.server else 0
         self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
@@ -184,6 +193,7 @@ class CertificateService:
         now = self.clock()
         self.lifecycle.revocations.make_good(transaction, posix(now))
         self.replay.make_good(transaction, now.timestamp())
+        introduce(transaction, (self.authority, *self.held.former), now, present=self.authority.issuer_id)
         facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
         transaction.audit(posix(now), "restored", None, facts)
         _log.warning(
@@ -333,9 +343,10 @@ class CertificateService:
         self.readers.start()
         await self.feed.start(self.lifecycle.known_to)
         self.issuing.tokens = self._tokens(settings)
+        await self.succession.read()
         gate = CertificateGate(
             self.lifecycle,
-            (self.names.issuer_id, *self.names.former),
+            lambda: self.store.authorities,
             self._authorities.__contains__,
             self._status_is_required,
         )
@@ -359,17 +370,21 @@ class CertificateService:
             shared=self.limits,
         )
         issuer = self.authority.issuer
-        names, bundle = self.names, self.held.bundle
+        self.create.refuses = self.succession.refuses
+        names, bundle = self.names, self.succession.bundle
         source = CMSSource(names, self.publishers)
         source.is_able = self.availability.is_able
+        source.leaves_requests = self._leaves_requests
         source.add(self.create, *names.create)
-        source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
-        source.add(
-            SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
-        )
+        root = SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle))
+        chain = SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle))
+        source.add(root, *names.root)
+        source.add(chain, *names.issuer)
+        self._with_bundle = [root, chain]
         for each in self.held.former:
             old = root_value(each.issuer_id, each.issuer.certificate, each.issuer.chain, bundle)
-            source.add(SharedPV(old), names.issuer_of(each.issuer_id))
+            self._with_bundle.append(SharedPV(old))
+            source.add(self._with_bundle[-1], names.issuer_of(each.issuer_id))
         source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
@@ -439,8 +454,24 @@ class CertificateService:
         """Do what waits for a database that can be read."""
         self.lifecycle.memory.try_again()
         self.lifecycle.others.go_on()
+        self.succession.go_on()
         if self.nodes is not None:
             self.nodes.seq = self.feed.seq
+
+    def _authorities_changed(self) -> None:
+        """Judge all certificates by the authorities as they are now, and show what verifies them."""
+        if self.publisher.successor != self.succession.successor:
+            self.publisher.successor = self.succession.successor
+            self.publisher.step_back()
+        self.lifecycle.memory.change_all()
+        if self._leaves_requests():
+            self.availability.send_to_others(self.names.create)
+        text = pem_chain(*self.succession.bundle)
+        for pv in self._with_bundle:
+            pv.post({"bundle": text})
+
+    def _leaves_requests(self) -> bool:
+        return self.succession.successor is not None and self.availability.has_others()
 
     async def _restored(self, _seq: int, _hash: str) -> None:
         """Have the database completed with what this service knows, because it has another history than before."""

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -59,6 +59,7 @@ from appliance.cms.authorities import (
     Authority,
     Held,
     KnownAuthority,
+    attention,
     bundle,
     check_belongs,
     check_not_over,
@@ -287,7 +288,9 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
             check_not_over(authority, known, now)
             # One that was introduced and has not issued anything is left out.
             return known, {
-                ident: left_of(transaction, ident) for ident in known if ident != authority.issuer_id
+                ident: left_of(transaction.connection, ident)
+                for ident in known
+                if ident != authority.issuer_id
             }
 
         known, left = store.run(job)
@@ -301,25 +304,11 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
         if each not in alive:
             each.issuer.signer.close()
             say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
-    _tell_of_former(known, left, {each.issuer_id for each in former}, now)
+    for text in attention(known, left, {each.issuer_id for each in former}, authority.issuer_id, now):
+        say(f"Warning: {text}")
     since = utc(known[authority.issuer_id].since)
     roots = [each.root for each in alive]
-    return Held(alive, bundle(authority.root, known.values(), now, held=roots), since)
-
-
-def _tell_of_former(
-    known: Mapping[str, KnownAuthority], left: Mapping[str, int], held: Collection[str], now: datetime
-) -> None:
-    """Say how many certificates of former authorities still live, if that needs somebody's attention."""
-    for ident, number in left.items():
-        ends = known[ident].ends
-        if not number or (ends is not None and ends <= posix(now)):
-            continue
-        of = f"{number} certificates of the former authority {ident} {known[ident].name} are in use"
-        if ident not in held:
-            say(f"Warning: {of}, and this service has not its key: nobody learns their status from it")
-        elif ends is not None and utc(ends) - now < 30 * _DAY:
-            say(f"Warning: {of}, and it ends at {shown_time(utc(ends))}")
+    return Held(alive, bundle(authority.root, known.values(), now, held=roots), since, left)
 
 
 def _check_former(authority: Authority, former: Sequence[Authority]) -> None:

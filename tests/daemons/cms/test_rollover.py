@@ -1,5 +1,6 @@
 """A new authority takes over from one whose certificates still live: both statuses, one service, and an end."""
 
+import asyncio
 import os
 import subprocess
 from datetime import timedelta
@@ -530,3 +531,51 @@ async def test_a_root_that_would_cut_off_the_ends_of_an_earlier_one_is_not_made(
         await settled(service)
     new_authority(effective(tmp_path, **second).settings, clock())
     assert len(successors(tmp_path)) == 2
+
+
+async def test_the_end_of_a_former_authority_is_told_each_day_and_by_health_and_metrics(tmp_path, caplog):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        await issued(context, "alice")
+    introduce(tmp_path, clock)
+    async with (
+        running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=40))) as service,
+        plain(service) as context,
+    ):
+
+        async def told():
+            await service.succession.look_after()
+            await service.health.check()
+            health, metrics = await context.get("CERT:HEALTH"), await context.get("CERT:METRICS")
+            assert health["value.index"] == 1
+            lines = [r.message for r in caplog.records if getattr(r, "event", "") == "authority-ends"]
+            return health["alarm.severity"], metrics["certs_former"], metrics["certs_ending"], len(lines)
+
+        assert await told() == (0, 3, 0, 0)
+        clock.advance(days=11)
+        assert await told() == (1, 3, 3, 1)
+        assert "3 certificates of the former authority" in (await context.get("CERT:HEALTH"))["alarm.message"]
+        clock.advance(hours=3)
+        assert await told() == (1, 3, 3, 1)
+        clock.advance(hours=22)
+        assert await told() == (1, 3, 3, 2)
+        clock.advance(days=40)
+        await settled(service)
+        assert await told() == (0, 0, 0, 2), "it has ended"
+
+
+async def test_an_authority_that_is_introduced_while_the_service_runs_is_known_at_once(tmp_path):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        async with context.monitor("CERT:ROOT") as updates:
+            await anext(updates)
+            new = await asyncio.to_thread(introduce, tmp_path, clock)
+            text = (await asyncio.wait_for(anext(updates), 60))["bundle"]
+        assert new.certificate in x509.load_pem_x509_certificates(text.encode())
+        assert (await issued(context, "alice")).issuer == service.authority.root, "nothing is switched"
+    # Who starts it again with the settings of before the switch is told, and nothing is issued by mistake.
+    async with running(tmp_path, clock, **switched(tmp_path)):
+        pass
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        with pytest.raises(RemoteError, match=r"issues nothing, because the authority .* has taken over"):
+            await issued(context, "bob")
