@@ -41,6 +41,7 @@ from appliance.certs.public_keys import key_identity
 from appliance.certs.signer import KeySigner, Signer
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import (
+    find_extension,
     is_ca,
     is_self_signed,
     load_pem_text,
@@ -243,6 +244,15 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
     try:
         found = [] if created else load_pem_text(read_trusted(path, _LIMIT))
         chain = chain_above(found[0], found[1:]) if found else ()
+        root = chain[-1] if chain else found[0] if found else None
+        crossed = () if root is None else _crossed(found[1:], root)
+        below = [c for c in found[1:] if signed_by(c, found[0]) and c not in crossed and c != found[0]]
+        if below:
+            raise ConfigurationError(
+                f"{subject_text(below[0].subject)} comes behind {subject_text(found[0].subject)}, which has issued it: put the "
+                "authority's own certificate first, and those above it behind it",
+                file=path,
+            )
     except SecurityError as error:
         raise ConfigurationError(f"the authority's certificate: {error}", file=path) from error
     signer = open_signer(
@@ -257,8 +267,8 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
     except BaseException:
         signer.close()
         raise
-    root = chain[-1] if chain else found[0]
-    return Authority(CertificateAuthority(signer, found[0], chain, _crossed(found[1:], root)), root, created)
+    issuer = CertificateAuthority(signer, found[0], chain, crossed)
+    return Authority(issuer, chain[-1] if chain else found[0], created)
 
 
 def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetime) -> Held:
@@ -338,6 +348,11 @@ def self_test(authority: Authority, now: datetime) -> None:
                 f"the certificate authority {subject_text(link.subject)} is valid from "
                 f"{link.not_valid_before_utc:%Y-%m-%d} to {link.not_valid_after_utc:%Y-%m-%d}, and this host's date is "
                 f"{now:%Y-%m-%d}; check the clock, or make a new authority"
+            )
+        if find_extension(link, x509.NameConstraints) is not None:
+            say(
+                f"Warning: the certificate of {subject_text(link.subject)} permits some names only (name constraints). Peers refuse "
+                "certificates with other names, and this service issues them nevertheless"
             )
     if not is_self_signed(authority.root):
         raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")

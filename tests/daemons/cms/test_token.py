@@ -4,16 +4,19 @@ import asyncio
 import signal
 import sqlite3
 import threading
+from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.keychain import make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import generate_key
+from appliance.certs.profiles import build_ca, generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import is_self_signed
 from appliance.cms import pkcs11
+from appliance.cms.ceremony import install_chain, make_request, new_authority
 from appliance.cms.config import FormerAuthority
 from appliance.cms.model import Actor
 from appliance.config.secret import FilePath, Secret
@@ -425,3 +428,57 @@ async def test_a_reload_tries_the_pin_of_a_former_authoritys_token_too(token, tm
             ConfigurationError, match="former_authorities cannot change while the service runs"
         ):
             await service.reload(effective(tmp_path, **OPEN))
+
+
+async def test_an_authority_in_a_file_goes_over_to_one_in_a_token_and_that_to_another_key(
+    token, tmp_path, capsys
+):
+    """The settings of after the switch have everything: the request, its chain, and the service use the same file."""
+    clock = Clock()
+    pki.write_keychain(
+        tmp_path / "cert_auth.p12", make_keychain(BELOW.key, [BELOW.certificate, *BELOW.chain])
+    )
+    root = tmp_path / "root.pem"
+    root.write_bytes(ROOT.certificate.public_bytes(Encoding.PEM))
+    async with running(tmp_path, clock, admin="admin", **OPEN) as service, plain(service) as anyone:
+        issued = [await anyone.rpc("CERT:CREATE", ccr("alice", key=generate_key("ec-p256")))]
+    former = [FormerAuthority(keychain=FilePath(tmp_path / "cert_auth.p12"))]
+    for label, identifier in (("ca", "01"), ("ca2", "02")):
+        token.store(generate_key("ec-p256"), label=label, identifier=identifier)
+        after = {
+            **settings_of(token, tmp_path),
+            "ca_key": token.uri.replace("object=ca", f"object={label}"),
+            "ca_certificate": FilePath(tmp_path / f"{label}.pem"),
+            "former_authorities": tuple(former),
+        }
+        settings = effective(tmp_path, **after).settings
+        with pytest.raises(
+            ConfigurationError, match="the authority's key is in a token; make a new one there"
+        ):
+            new_authority(settings, clock())
+        make_request(settings, str(tmp_path / "ca.csr"))
+        request = x509.load_pem_x509_csr((tmp_path / "ca.csr").read_bytes())
+        certificate = build_ca(
+            SimpleNamespace(public_key=request.public_key),
+            subject=request.subject,
+            not_before=pki.NOW - pki.DAY,
+            not_after=pki.NOW + 1000 * pki.DAY,
+            serial=int(identifier),
+            issuer=ROOT.issuer,
+            path_length=0,
+        )
+        signed = tmp_path / "signed.pem"
+        signed.write_bytes(certificate.public_bytes(Encoding.PEM))
+        capsys.readouterr()
+        install_chain(settings, [str(signed), str(root)], clock())
+        assert "have these settings and the file on each node" in capsys.readouterr().out
+        async with running(tmp_path, clock, **after) as service, plain(service) as anyone:
+            reply = await anyone.rpc("CERT:CREATE", ccr(f"of {label}", key=generate_key("ec-p256")))
+            assert reply["issuer"] == service.names.issuer_id != issued[-1]["issuer"]
+            assert isinstance(service.authority.issuer.signer, pkcs11.TokenSigner)
+            issued.append(reply)
+            for each in issued:
+                assert (await anyone.get(each["status_pv"]))["state"] == "VALID"
+        pin = settings.ca_key_pin
+        here = FormerAuthority(ca_key=after["ca_key"], ca_key_pin=pin, ca_certificate=after["ca_certificate"])
+        former.insert(0, here)
