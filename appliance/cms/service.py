@@ -121,6 +121,7 @@ class CertificateService:
         self.succession.on_change = self._authorities_changed
         self.feed.on_authority = self.succession.look
         self._with_bundle: list[SharedPV] = []
+        self._leaves_requests = False
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
             self.lifecycle.deliveries.is_alive = nodes.is_alive
@@ -374,7 +375,7 @@ class CertificateService:
         names, bundle = self.names, self.succession.bundle
         source = CMSSource(names, self.publishers)
         source.is_able = self.availability.is_able
-        source.leaves_requests = self._leaves_requests
+        source.leaves_requests = self.leaves_requests
         source.add(self.create, *names.create)
         root = SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle))
         chain = SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle))
@@ -455,6 +456,10 @@ class CertificateService:
         self.lifecycle.memory.try_again()
         self.lifecycle.others.go_on()
         self.succession.go_on()
+        leaves = self.succession.successor is not None and self.availability.has_others()
+        if leaves and not self._leaves_requests:
+            self.availability.send_to_others(self.names.create)
+        self._leaves_requests = leaves
         if self.nodes is not None:
             self.nodes.seq = self.feed.seq
 
@@ -464,14 +469,13 @@ class CertificateService:
             self.publisher.successor = self.succession.successor
             self.publisher.step_back()
         self.lifecycle.memory.change_all()
-        if self._leaves_requests():
-            self.availability.send_to_others(self.names.create)
         text = pem_chain(*self.succession.bundle)
         for pv in self._with_bundle:
             pv.post({"bundle": text})
 
-    def _leaves_requests(self) -> bool:
-        return self.succession.successor is not None and self.availability.has_others()
+    def leaves_requests(self) -> bool:
+        """Whether requests are left to nodes that have gone over to the authority that has taken over."""
+        return self._leaves_requests
 
     async def _restored(self, _seq: int, _hash: str) -> None:
         """Have the database completed with what this service knows, because it has another history than before."""
