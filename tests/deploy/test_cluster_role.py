@@ -64,7 +64,11 @@ def test_parts_of_the_package_that_the_service_needs_are_asked_for(tmp_path):
     variables = {"spva_common_extras": ["ioc"], "spva_cms_db": URL, "spva_cms_ca_key": "pkcs11:token=site"}
     status, said = preflight(tmp_path, variables)
     assert status != 0
-    for part in ("part cms", "spva_cms_db needs the part postgresql", "spva_cms_ca_key needs the part pkcs11"):
+    for part in (
+        "part cms",
+        "spva_cms_db needs the part postgresql",
+        "spva_cms_ca_key needs the part pkcs11",
+    ):
         assert part in said
     status, said = preflight(tmp_path, {**variables, "spva_common_extras": ["cms", "postgresql", "pkcs11"]})
     assert status == 0, said

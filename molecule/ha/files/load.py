@@ -102,7 +102,9 @@ async def ask(name: str, count: int, per_second: float, nodes: list[str]) -> Non
         await client.close()
     (HERE / f"{name}.json").write_text(json.dumps(answered))
     again = [tries for each in answered.values() if (tries := each["tries"])]
-    print(f"{len(answered)} certificates in {time.monotonic() - began:.1f} s, {len(again)} of them asked for again")
+    print(
+        f"{len(answered)} certificates in {time.monotonic() - began:.1f} s, {len(again)} of them asked for again"
+    )
     for tries in again:
         print(" ", "; ".join(tries)[:300])
 
