@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.live import until
-from tests.helpers.peers import client_environment, free_port, server_environment
+from tests.helpers.peers import client_environment, server_environment
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.ports import free_port
 from tests.helpers.programs import Program
 from tests.helpers.tools import ROOT
 

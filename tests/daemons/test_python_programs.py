@@ -304,7 +304,7 @@ def test_the_pages_server_serves(keys: Path) -> None:
                             return float(value["value"])
             return 0.0
 
-        assert asyncio.run(asyncio.wait_for(read(), 20)) == 21.5
+        assert asyncio.run(asyncio.wait_for(read(), 30)) == 21.5
     finally:
         process.kill()
         process.wait()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.ioc_process import environment, free_port
+from tests.helpers.ioc_process import environment
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.ports import free_port
 
 CLIENT = [sys.executable, "-u", "-m", "appliance.p4p", "-m", "p4p.client.cli"]
 SERVER = [sys.executable, "-u", "-m", "appliance.p4p", "-m", "p4p.server.cli"]
@@ -21,11 +22,10 @@ SERVER = [sys.executable, "-u", "-m", "appliance.p4p", "-m", "p4p.server.cli"]
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    import socket
 
     (tmp_path / "keys").mkdir(mode=0o700)
     return environment(
-        free_port(socket.SOCK_DGRAM),
+        free_port(),
         free_port(),
         EPICS_PVAS_TLS_PORT=str(free_port()),
         EPICS_PVA_TLS_KEYCHAIN=str(write_keychain(tmp_path / "keys/client.p12", site().client)),

@@ -1,7 +1,6 @@
 """After an outage of the certificate service: who asks when, and what is said to those who are refused meanwhile."""
 
 import asyncio
-import socket
 from datetime import timedelta
 
 import pytest
@@ -15,18 +14,13 @@ from appliance.config.address import Endpoint
 from appliance.errors import AccessDeniedError
 from appliance.server import AccessPolicy, Rights
 from appliance.server.server import Server
-from tests.helpers.live import HOST, client_config, keychain_file, number, server_config, until
+from tests.helpers.live import client_config, keychain_file, number, server_config, until
 from tests.helpers.pki import site
+from tests.helpers.ports import free_port
 from tests.helpers.status_service import StatusService
 
 S = site()
 LONG_S = 25.0
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
 
 
 def wait_long(context: Context) -> None:
@@ -55,7 +49,7 @@ def serving(server: Server, *names: str) -> Server:
 
 
 async def test_the_answer_to_one_search_hurries_all_others():
-    port = free_udp_port()
+    port = free_port()
     async with Context(client_config(port), beacons=False) as context:
         await searching(context, "one", "two", "three")
         wait_long(context)
@@ -67,7 +61,7 @@ async def test_the_answer_to_one_search_hurries_all_others():
 @pytest.mark.parametrize("same_process", [True, False])
 async def test_a_beacon_of_the_server_that_was_lost_hurries_the_search(same_process):
     """The same process too: it is the network that was cut."""
-    port, heard = free_udp_port(), free_udp_port()
+    port, heard = free_port(), free_port()
     config = server_config()._replace(
         broadcast_port=port, beacon_addr_list=(Endpoint("127.255.255.255", heard),), beacon_period=0.2
     )
@@ -87,7 +81,7 @@ async def test_a_beacon_of_the_server_that_was_lost_hurries_the_search(same_proc
 
 
 async def test_news_that_come_too_soon_after_others_are_heeded_a_little_later():
-    port = free_udp_port()
+    port = free_port()
     async with Context(client_config(port), beacons=False) as context:
         await searching(context, "pv")
         context._links.searcher.hurry_at_news()
@@ -99,7 +93,7 @@ async def test_news_that_come_too_soon_after_others_are_heeded_a_little_later():
 
 async def test_a_status_is_searched_for_every_few_seconds_however_long_the_outage_was():
     keychain = S.ca.keychain("softioc", "server", status=True)
-    source = StatusSource(client_config(free_udp_port()), beacons=False)
+    source = StatusSource(client_config(free_port()), beacons=False)
     await source.start()
     try:
         following = source.follow(reference((keychain.certificate, *keychain.chain)), lambda: None)
@@ -109,7 +103,7 @@ async def test_a_status_is_searched_for_every_few_seconds_however_long_the_outag
         following.close()
     finally:
         await source.close()
-    async with Context(client_config(free_udp_port()), beacons=False) as ordinary:
+    async with Context(client_config(free_port()), beacons=False) as ordinary:
         assert ordinary._links.searcher._interval(1000) == 30.0
 
 

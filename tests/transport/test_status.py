@@ -264,7 +264,7 @@ async def test_on_no_cms_throw_never_falls_back_for_a_peer(world, impatient):
     with pytest.raises(OperationTimeoutError, match="no status"):
         await context.get("pv", timeout=3.0)
     world.tell(VALID, world.server_keychain)
-    await context.get("pv", timeout=10)
+    await context.get("pv", timeout=30)
     assert is_tls(context)
 
 

@@ -284,7 +284,7 @@ async def test_an_expired_server_in_standby_answers_nobody_until_it_has_a_new_ce
             assert await reader.read() == b""
         writer.close()
         replace_keychain(tmp_path / "server.p12", S.server)
-        await context.get("pv", timeout=10)
+        await context.get("pv", timeout=30)
         assert context.channel("pv").peer.is_tls
 
 
@@ -564,7 +564,7 @@ async def test_openssl_s_client_sees_the_profile(tmp_path, pem):
             await until(lambda: len(server.peers) == 1 and next(iter(server.peers)).is_up)
         finally:
             server.close_peers()
-        output = await asyncio.to_thread(lambda: process.communicate(timeout=10)[0])
+        output = await asyncio.to_thread(lambda: process.communicate(timeout=30)[0])
     text = output.decode("latin-1")
     assert "TLSv1.3" in text
     assert "Verify return code: 0 (ok)" in text or "Verification: OK" in text
@@ -585,12 +585,12 @@ async def test_a_session_is_never_resumed(tmp_path, pem):
         )
         await until(lambda: len(server.peers) == 1 and next(iter(server.peers)).is_up)
         server.close_peers()
-        await asyncio.to_thread(lambda: process.communicate(timeout=10))
+        await asyncio.to_thread(lambda: process.communicate(timeout=30))
         assert session.exists(), "TLS 1.3 gives a ticket, which is worth nothing here"
         again = openssl_client(server.tls_port, ["-CAfile", ca, "-sess_in", session, "-ign_eof"])
         await until(lambda: len(server.peers) == 1 and next(iter(server.peers)).is_up)
         server.close_peers()
-        output = (await asyncio.to_thread(lambda: again.communicate(timeout=10)))[0]
+        output = (await asyncio.to_thread(lambda: again.communicate(timeout=30)))[0]
         assert b"Reused" not in output
         assert b"New, TLSv1.3" in output
 

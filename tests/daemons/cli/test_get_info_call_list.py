@@ -346,7 +346,7 @@ async def test_discovery_without_a_timeout_ends_by_ctrl_c_with_status_0(
 ) -> None:
     process = await start("pvxlist", "-w", "0", env=env)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert await process.stdout.readline() == f"127.0.0.1:{server.tcp_port}\n".encode()
     done = await interrupt(process)
     assert (done.status, done.err) == (0, "")
