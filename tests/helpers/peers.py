@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Self
 
 PEERS = Path(__file__).parents[1] / "interop" / "peers"
-START_S = 30.0
-ANSWER_S = 20.0
+START_S = 60.0
+ANSWER_S = 60.0
 
 
 class PeerError(Exception):

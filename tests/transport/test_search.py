@@ -171,7 +171,8 @@ async def test_beacons_tell_of_a_new_server_and_of_its_restart() -> None:
 
 async def test_the_beacon_of_a_new_server_ends_the_back_off() -> None:
     udp = free_port()
-    async with Context(client_config(udp)) as ctx:
+    an_hour = Timings(search_s=(0.01, 0.01, 0.01, 0.01, 3600.0), longest_search_s=3600.0)
+    async with Context(client_config(udp), timings=an_hour) as ctx:
         waiting = asyncio.ensure_future(ctx.get("s:pv", timeout=30))
         await asyncio.sleep(0)
         searcher = ctx._links.searcher
@@ -179,10 +180,8 @@ async def test_the_beacon_of_a_new_server_ends_the_back_off() -> None:
         async with asyncio.timeout(30):
             while name.attempts < 4:
                 await asyncio.sleep(0.01)
-        began = asyncio.get_running_loop().time()
         async with beaconing(udp):
             assert (await waiting)["value"] == 1.0
-        assert asyncio.get_running_loop().time() - began < 0.5
 
 
 async def test_a_forged_beacon_does_not_cost_the_connection() -> None:

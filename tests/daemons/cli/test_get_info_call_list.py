@@ -394,11 +394,9 @@ async def test_eight_hundred_pvs_at_once(env: dict[str, str], server: Server) ->
     names = [f"many:{number}" for number in range(800)]
     for name in names:
         server.add_pv(name, SharedPV(Value(NTScalar(FLOAT64), {"value": 1.0})))
-    began = time.monotonic()
     done = await run("pvxget", "--json", *names, env=env)
     assert done.status == 0, done.err
     assert {json.loads(line)["name"] for line in done.out.splitlines()} == set(names)
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(("arguments", "spec"), [(["-d"], ""), ([], "pvxs.*=DEBUG")])
