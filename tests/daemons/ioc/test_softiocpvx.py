@@ -202,8 +202,9 @@ async def test_the_exit_record_ends_the_ioc_with_a_status(files: Path) -> None:
     async with running_ioc("-S", "-x", "ioc1", "-d", files / "records.db") as ioc, ioc.client() as client:
         assert (await client.get("ioc1:BaseVersion")).type.id == "epics:nt/NTScalar:1.0"
         await client.put("ioc1:exit.A", 3.0)
-        await put(client, "ioc1:exit.PROC", 1)
+        putting = asyncio.create_task(client.put("ioc1:exit.PROC", 1, timeout=None))
         assert await ioc.ended() == 1
+        putting.cancel()  # nobody is left who would answer
 
 
 @pytest.mark.parametrize(
