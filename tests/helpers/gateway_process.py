@@ -121,7 +121,7 @@ async def _running(folder: Path, words: list[str], tcp: int, udp: int) -> AsyncI
     finally:
         process.terminate()
         try:
-            await asyncio.to_thread(process.wait, 10)
+            await asyncio.to_thread(process.wait, 60)
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)

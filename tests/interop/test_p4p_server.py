@@ -243,6 +243,7 @@ async def test_a_name_that_nobody_serves_times_out_and_says_so(ctx: Context) -> 
 
 
 async def test_a_batch_tells_good_and_bad_apart(ctx: Context) -> None:
+    await ctx.get(["p4p:double", "p4p:enum"])
     values = await ctx.get(
         ["p4p:double", "p4p:none", "p4p:enum"], "value", timeout=3.0, return_exceptions=True
     )

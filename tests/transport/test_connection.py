@@ -159,6 +159,7 @@ async def test_a_failed_batch_names_the_bad_and_keeps_the_good() -> None:
     pvs = {f"c:{n}": double(n) for n in range(50)}
     async with served(pvs) as server, client_of(server) as ctx:
         names = [*pvs, "c:none"]
+        await ctx.get([*pvs])
         values = await ctx.get(names, timeout=3.0, return_exceptions=True)
         assert [value["value"] for value in values[:-1]] == list(range(50))
         assert isinstance(values[-1], OperationTimeoutError)

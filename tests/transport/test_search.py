@@ -14,6 +14,7 @@ from appliance.errors import ChannelClosedError, OperationTimeoutError
 from appliance.pva import commands as c
 from appliance.pva.search import SearchRequest, SearchResponse, decode_datagram, pack_message
 from appliance.server import Server
+from tests.helpers.live import never_comes
 from tests.helpers.ours import client_config, client_of, double, served, server_config
 from tests.helpers.peers import Peer, server_environment
 from tests.helpers.ports import free_port
@@ -220,8 +221,7 @@ async def test_a_server_that_takes_no_connections_is_not_asked_in_a_tight_loop()
         try:
             config = client_config(liar.getsockname()[1])
             async with Context(config, beacons=False) as ctx:
-                with pytest.raises(OperationTimeoutError, match="cannot connect"):
-                    await ctx.get("s:pv", timeout=0.6)
+                await never_comes(lambda: ctx.get("s:pv", timeout=0.6), "cannot connect")
         finally:
             loop.remove_reader(liar.fileno())
     assert 2 <= searches <= 6
@@ -244,7 +244,7 @@ async def test_a_batch_with_a_bad_name_leaves_nothing_behind() -> None:
 async def test_ten_thousand_names_are_found_in_a_stream_of_datagrams() -> None:
     pvs = {f"many:{number}": double(number) for number in range(10_000)}
     async with served(pvs) as server, client_of(server) as ctx:
-        values = await ctx.get(list(pvs), timeout=30)
+        values = await ctx.get(list(pvs), timeout=100)
         assert [value["value"] for value in values] == list(range(10_000))
         ctx.hurry_up()
         assert len(ctx._links.searcher._heap) < 30_000

@@ -24,6 +24,7 @@ from tests.helpers.live import (
     HOST,
     client_config,
     keychain_file,
+    never_comes,
     number,
     replace_keychain,
     server_config,
@@ -115,8 +116,7 @@ async def test_a_second_trust_anchor_that_has_ended_is_ignored_with_a_warning(tm
 
 async def test_a_required_client_certificate_is_required(tmp_path):
     async with pair(tmp_path, client=S.ca.trust_only(), server_options="client_cert=require") as (_, context):
-        with pytest.raises(OperationTimeoutError, match="certificate"):
-            await context.get("pv", timeout=1.0)
+        await never_comes(lambda: context.get("pv", timeout=1.0), "certificate")
 
 
 async def test_a_required_client_certificate_is_accepted(tmp_path):
@@ -140,8 +140,7 @@ async def test_a_server_without_a_keychain_serves_tls_clients_over_plain_tcp(tmp
 async def test_a_server_of_another_authority_is_refused_and_said_so(tmp_path):
     stranger = S.other_ca.keychain("softioc", "server")
     async with pair(tmp_path, server=stranger) as (_, context):
-        with pytest.raises(OperationTimeoutError, match="trust"):
-            await context.get("pv", timeout=1.0)
+        await never_comes(lambda: context.get("pv", timeout=1.0), "trust")
 
 
 async def test_a_client_of_another_authority_is_refused(tmp_path):

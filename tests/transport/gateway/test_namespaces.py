@@ -94,7 +94,7 @@ class World:
         code = FRAME.format(root=str(ROOT), body=textwrap.indent(textwrap.dedent(body), "    "))
         return self.run(host, "-c", code)
 
-    def ask(self, host: str, *wanted: str, timeout: float = 5.0, **settings: Any) -> list[str]:
+    def ask(self, host: str, *wanted: str, timeout: float = 30.0, **settings: Any) -> list[str]:
         with self.python(host, CLIENT, NAMES=wanted, SETTINGS=settings, TIMEOUT=timeout) as process:
             out, _ = process.communicate(timeout=60)
         return out.splitlines()

@@ -31,7 +31,7 @@ def store(tmp_path, engine):
 async def test_jobs_that_wait_share_one_commit(store):
     store.start()
     held = threading.Event()
-    first = store.submit(lambda _: held.wait(30))
+    first = store.submit(lambda _: held.wait(10))
     before = store.commits
     others = [store.submit(lambda t, i=i: t.add(record(i), MORE)) for i in range(1, 101)]
     held.set()
@@ -65,7 +65,7 @@ async def test_a_job_that_refuses_or_breaks_hurts_no_other(store):
         transaction.audit(1, "refuse", None, {"why": "test"})
         raise RequestRefused("no")
 
-    first = store.submit(lambda _: held.wait(30))
+    first = store.submit(lambda _: held.wait(10))
     jobs = [
         store.submit(lambda t: t.add(record(1), MORE)),
         store.submit(refuse),

@@ -41,7 +41,7 @@ class Journald:
         self.path = str(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(self.path)
-        self.socket.settimeout(30)
+        self.socket.settimeout(5)
 
     def receive(self) -> bytes:
         entry, ancillary, _, _ = self.socket.recvmsg(1 << 20, socket.CMSG_SPACE(4))

@@ -79,7 +79,7 @@ def serve(options, *, staple=None, require=True, text=b"", reply=b""):
     """One connection of ``openssl s_client`` to our server; what our side saw and what s_client printed."""
     context = server_context(S.server, require_client_cert=require, staple=staple)
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
-        listener.settimeout(30)
+        listener.settimeout(10)
         with openssl_client(listener.getsockname()[1], options, text) as process:
             output = pool.submit(process.stdout.read)
             sock, _ = listener.accept()
@@ -98,7 +98,7 @@ def serve(options, *, staple=None, require=True, text=b"", reply=b""):
                 sock.shutdown(socket.SHUT_WR)
                 process.stdin.close()
                 printed = output.result(10).decode()
-            process.wait(30)
+            process.wait(10)
     return driver, failure, printed
 
 

@@ -104,7 +104,7 @@ async def test_outside_a_read_it_leaves_at_the_end_of_the_turn() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
 
