@@ -33,6 +33,7 @@ from appliance.cms.model import SERVICE, posix
 from appliance.cms.nodes import Nodes, forget_silent
 from appliance.cms.own_certificate import OwnCertificate
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
+from appliance.cms.preload import preload_certificates
 from appliance.cms.publisher import Publisher, Successor
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
 from appliance.cms.reading import Readers
@@ -46,7 +47,6 @@ from appliance.cms.setup import (
     ensure_authority,
     hold,
     make_directory,
-    preload_certificates,
     say,
     self_test,
 )
