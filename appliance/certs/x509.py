@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -64,6 +64,7 @@ __all__ = [
     "subject_text",
 ]
 
+_BEGINS = b"-----BEGIN CERTIFICATE-----"
 STATUS_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37427.1")
 """Names the certificate's status PV (SPVA specification 4.3)."""
 CONFIG_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.72473.1")
@@ -109,18 +110,14 @@ _SHORT = {
 _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> contextlib.AbstractContextManager[object]:
     """Read what somebody else has made, without the warnings of `cryptography` about it.
 
     It warns about names that are too long for RFC 5280, serial numbers that are not positive, and kinds of keys that it will
     drop. The user did not make the certificate and cannot act on that. Some users also turn warnings into errors (``python -W
     error``), and nobody expects those.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 def adopt(certificate: x509.Certificate) -> x509.Certificate:
@@ -169,9 +166,19 @@ def load_pem_text(text: bytes) -> list[x509.Certificate]:
         with quiet():
             found = x509.load_pem_x509_certificates(text)
     except UNREADABLE as exc:
-        msg = f"the certificates cannot be read as PEM: {exc}"
+        msg = f"the certificates cannot be read as PEM: {_why_no_pem(text, exc)}"
         raise CertificateError(msg) from exc
     return [adopt(certificate) for certificate in found]
+
+
+def _why_no_pem(text: bytes, fault: Exception) -> str:
+    if _BEGINS in text:
+        return str(fault).partition(" See http")[0]
+    if not text.strip():
+        return "there is nothing in it"
+    if text[:1] == b"\x30":
+        return "it is in DER form; make PEM of it: openssl x509 -inform DER -in FILE -out FILE.pem"
+    return f"there is no {_BEGINS.decode()} in it"
 
 
 def pem_chain(*certificates: x509.Certificate) -> str:

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from appliance.daemon import logging as daemon_logging
 
         level = "DEBUG" if options.verbose else effective.settings.log_level
-        for fault in (*daemon_logging.configure(level=level), *effective.warnings):
+        for fault in (*daemon_logging.configure(level=level, gathers=True), *effective.warnings):
             _log.warning("%s", fault)
         if options.admin_keychain_new is not None:
             return _new_administrator(effective, options.admin_keychain_new)
@@ -302,7 +302,7 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         if monotonic >= next_health:
             next_health = monotonic + service.settings.health_interval_s
             await service.health.check()
-            await service.renew()
+            service.own.look()
             daemon.status(service.health.summary())
         await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
 
@@ -331,6 +331,7 @@ async def _look_after_database(service: CertificateService) -> None:
         with contextlib.suppress(ApplianceError):  # the next one makes up for it
             await service.lifecycle.revocations.checkpoint()
             await service.forget_silent_nodes()
+            await service.succession.look_after()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
             await service.upkeep.look_after()

@@ -8,13 +8,14 @@ import contextlib
 from datetime import timedelta
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.client import Disconnected
-from appliance.cms import service as service_module
+from appliance.cms import availability
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cluster import client_of, cluster
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, secure
@@ -40,16 +41,24 @@ class Site:
 
     def lose(self, age_s):
         """Take the database from node a; it has been away for ``age_s`` seconds."""
+        self.patience(0.2)
         self.proxy.cut()
         self.a.service.feed.age_s = lambda: age_s
 
     def mend(self):
         del self.a.service.feed.age_s
         self.proxy.mend()
+        self.patience(PATIENT_S)
+
+    def patience(self, seconds):
+        """Set for how long node a waits for the database. What is short ends with an error where the machine is slow, too."""
+        service = self.a.service
+        service.settings = msgspec.structs.replace(service.settings, db_wait_s=seconds)
+        service.store.wait_s = service.limits._wait_s = seconds
 
     async def back(self):
         self.mend()
-        await until(self.a.service.is_able, PATIENT_S)
+        await until(self.a.service.availability.is_able, PATIENT_S)
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def place(postgres):
 @pytest.fixture
 async def alone(tmp_path, place):
     clock = Clock()
-    async with cluster(tmp_path, {"a": place.through}, clock=clock, db_wait_s=0.2, **OPEN) as nodes:
+    async with cluster(tmp_path, {"a": place.through}, clock=clock, db_wait_s=PATIENT_S, **OPEN) as nodes:
         yield Site(nodes, place.proxy, clock)
 
 
@@ -76,13 +85,14 @@ async def alone(tmp_path, place):
 async def two(tmp_path, place):
     clock = Clock()
     places = {"a": place.through, "b": place.direct}
-    async with cluster(tmp_path, places, clock=clock, db_wait_s=0.2, **OPEN) as nodes:
+    async with cluster(tmp_path, places, clock=clock, db_wait_s=PATIENT_S, **OPEN) as nodes:
         await until(lambda: len(nodes[0].service.nodes.alive) == 2, PATIENT_S)
         yield Site(nodes, place.proxy, clock)
 
 
 async def issued(context, name="alice", **query):
-    return await context.rpc("CERT:CREATE", ccr(name, key=generate_key("ec-p256"), **query))
+    argument = ccr(name, key=generate_key("ec-p256"), **query)
+    return await context.rpc("CERT:CREATE", argument, timeout=PATIENT_S)
 
 
 async def until_issued(context, name):
@@ -260,7 +270,7 @@ async def until_value(updates):
 
 
 async def test_clients_are_sent_to_the_other_node_and_learn_there_what_happened(two, monkeypatch):
-    monkeypatch.setattr(service_module, "_AWAY_AT_ONCE", 1)
+    monkeypatch.setattr(availability, "_AWAY_AT_ONCE", 1)
     a, b = two.a.service.publisher.node, two.b.service.publisher.node
     async with client_of(two.a) as at_a, client_of(two.a, two.b) as anyone:
         replies = [await issued(at_a, name) for name in ("one", "two", "three")]
@@ -311,7 +321,7 @@ async def test_a_database_that_is_killed_and_comes_back_is_outlived_by_subscript
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
                 for node in (a, b):
-                    await until(node.service.is_able, PATIENT_S)
+                    await until(node.service.availability.is_able, PATIENT_S)
                 assert (await at_a.rpc("CERT:CREATE", ccr("bob"), timeout=PATIENT_S))["state"] == "VALID"
                 async with secure(a.service, admin_keychain(a.directory)) as admin:
                     await admin.put(reply["status_pv"], {"state": "REVOKED"})
