@@ -40,6 +40,7 @@ from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.renewal import RENEWABLE
+from appliance.cms.signing import UNREACHABLE
 from appliance.cms.signing import signed as signed_by
 from appliance.cms.transaction import CertRecord
 from appliance.errors import ApplianceError, DatabaseLost, RequestRefused, SigningError
@@ -541,10 +542,10 @@ class Publisher:
         if isinstance(wanted, _Unsigned):
             try:
                 signature = await signed_by(self._signer.signer, wanted.body)
-            except SigningError as error:
+            except SigningError:
                 if pv not in self._to_sign:
                     self._go_without(pv, wanted, now.timestamp())
-                return error
+                return SigningError(UNREACHABLE)
             wanted = self._signed(wanted, signature)
         if pv not in self._to_sign and self._pvs.get(serial) is pv:  # otherwise it was forgotten meanwhile
             self._show(pv, self._answer(serial, record, now, wanted), wanted)

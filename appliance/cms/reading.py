@@ -169,8 +169,8 @@ class _Thread:
                 return self._answers(jobs)
             if self._database.is_server and (isinstance(error, DatabaseLost) or kind_of(error) == "lost"):
                 self._database.failed(error)
-                why = f"the certificate database cannot be reached: {reason(error)}"
-                return [(None, error if isinstance(error, DatabaseLost) else DatabaseLost(why))] * len(jobs)
+                # The log has the reason, with the server's name and its words. This goes to whoever asked.
+                return [(None, DatabaseLost("the certificate database cannot be reached"))] * len(jobs)
             if len(jobs) > 1:
                 # One of them is the cause, or the database. Each is asked alone, so that none fails because of another.
                 return [self._answers((job,))[0] for job in jobs]

@@ -52,7 +52,7 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
-from appliance.cms.signing import try_pin
+from appliance.cms.signing import trouble_of, try_pin
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.cms.upkeep import Upkeep
@@ -388,7 +388,9 @@ class CertificateService:
         source.add(self.health.metrics, *names.metrics)
         source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         server.add_source("cms", source)
-        self.health.others.append(lambda: self.authority.issuer.signer.trouble)
+        self.health.others.append(
+            lambda: trouble_of(*(a.issuer.signer for a in (self.authority, *self.held.former)))
+        )
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
             settings.authority_file: (
