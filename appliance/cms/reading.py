@@ -119,7 +119,7 @@ class _Thread:
         self.start()
         self._queue.put(_Question(job, future, loop))
         if self._database.is_server:
-            timer = loop.call_later(_SILENT_S[self._role], _expire, future, self._database.name)
+            timer = loop.call_later(_SILENT_S[self._role], _expire, future)
             future.add_done_callback(lambda _: timer.cancel())
         return future
 
@@ -188,9 +188,9 @@ class _Thread:
             self._connection = None
 
 
-def _expire(future: asyncio.Future[Any], name: str) -> None:
+def _expire(future: asyncio.Future[Any]) -> None:
     if not future.done():
-        future.set_exception(DatabaseLost(f"the certificate database {name} does not answer"))
+        future.set_exception(DatabaseLost("the certificate database does not answer"))
 
 
 def _answer(
