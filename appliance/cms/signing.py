@@ -18,7 +18,7 @@ from appliance.config.pkcs11_uri import PKCS11URI, parse_pkcs11_uri
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 
-__all__ = ["UNREACHABLE", "check_key_settings", "open_signer", "signed", "trouble_of", "try_pin"]
+__all__ = ["UNREACHABLE", "check_key_settings", "is_key_of", "open_signer", "signed", "trouble_of", "try_pin"]
 
 UNREACHABLE: Final = "the authority's key cannot be reached; the service's log says why"
 """What anybody may know of a signer's trouble. Which token it is, and what it says of its PIN, is for the log."""
@@ -99,7 +99,17 @@ def trouble_of(present: Signer, *former: Signer) -> str:
     """
     if present.trouble:
         return UNREACHABLE
-    return f"of a former authority, {UNREACHABLE}" if any(each.trouble for each in former) else ""
+    of_former = "a former authority's key cannot be reached; the service's log says why"
+    return of_former if any(each.trouble for each in former) else ""
+
+
+def is_key_of(signer: Signer, ca_key: str) -> bool:
+    """Whether a signer is the key in a token that ``ca_key`` names."""
+    return (
+        isinstance(signer, TokenSigner)
+        and not ca_key.startswith("/")
+        and signer.uri == parse_pkcs11_uri(ca_key)
+    )
 
 
 async def try_pin(signer: Signer, pin: Secret) -> None:
