@@ -585,9 +585,12 @@ class Publisher:
         return self._answer(serial, record, now, signed), signed
 
     def _state(self, serial: int, record: CertRecord | None) -> CertState:
-        if record is not None:
-            return self.lifecycle.state(record)
-        return CertState.VALID if serial in self._always_valid else CertState.UNKNOWN
+        if record is None and serial not in self._always_valid:
+            return CertState.UNKNOWN
+        state = CertState.VALID if record is None else self.lifecycle.state(record)
+        has_ended = self.successor is not None and self.lifecycle.clock() >= self.successor.ends
+        # Whatever is known of a certificate: its authority's end is its own end.
+        return CertState.EXPIRED if has_ended and state is not CertState.REVOKED else state
 
     def _answer(self, serial: int, record: CertRecord | None, now: datetime, signed: Signed) -> list[Any]:
         state = self._state(serial, record)
@@ -632,11 +635,11 @@ class Publisher:
             and (last.state, last.revoked) == (wanted, revoked)
             and last.this_update <= now
             and now.timestamp() < last.refresh_at
-            and last.next_update == self._until(last.this_update, end)
+            and last.next_update == self._until(last.this_update, state, end)
         ):
             return last
         this_update = now.astimezone(UTC).replace(microsecond=0)
-        next_update = self._until(this_update, end)
+        next_update = self._until(this_update, state, end)
         body = self._signer.prepare(
             serial, wanted, this_update=this_update, next_update=next_update, revocation_date=revoked
         )
@@ -654,10 +657,10 @@ class Publisher:
         der = np.frombuffer(self._signer.finish(what.body, signature), dtype=np.uint8)
         return Signed(what.state, der, what.this_update, what.next_update, what.revoked, what.refresh_at)
 
-    def _until(self, begin: datetime, end: datetime | None) -> datetime:
+    def _until(self, begin: datetime, state: CertState, end: datetime | None) -> datetime:
         """Return until when an answer of ``begin`` is good, ``end`` being when the certificate ceases to be VALID."""
         usual = begin + self.validity
-        if self.successor is not None:
+        if self.successor is not None and state not in _FINAL:
             usual = max(min(usual, self.successor.ends), begin + timedelta(seconds=1))
         return usual if end is None else max(min(usual, end), begin + timedelta(seconds=1))
 

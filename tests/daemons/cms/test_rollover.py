@@ -212,7 +212,10 @@ async def test_an_approval_under_the_old_authority_counts_under_the_new_one(tmp_
 async def test_the_old_authority_ends_at_its_date(tmp_path, caplog):
     clock = Clock()
     async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
-        alice = await issued(context, "alice")
+        alice, eve = await issued(context, "alice"), await issued(context, "eve")
+        old_own = service.own.keychain
+        old_record = await service.lifecycle.find(eve.serial)
+        assert old_record is not None
     introduce(tmp_path, clock)
     ends = (clock() + timedelta(days=30)).replace(microsecond=0)
     async with running(tmp_path, clock, **switched(tmp_path, ends.isoformat())) as service:
@@ -227,7 +230,18 @@ async def test_the_old_authority_ends_at_its_date(tmp_path, caplog):
             assert answer.next_update <= ends, "nothing is signed beyond the end"
             clock.advance(minutes=20)
             await settled(service)
-            assert (await context.get(alice.status_pv))["state"] == "EXPIRED"
+            status = await context.get(alice.status_pv)
+            answer = verify_response(
+                bytes(status["ocsp_response"]), issuer=alice.issuer, serial=alice.serial, now=clock()
+            )
+            assert (status["state"], answer.next_update > clock() + timedelta(minutes=10)) == (
+                "EXPIRED",
+                True,
+            ), "who watches need not ask again in a second"
+            of_the_service = alice.status_pv.replace(f"{alice.serial:020}", f"{old_own.serial:020}")
+            assert (await context.get(of_the_service))["state"] == "EXPIRED", "its own one of then too"
+            service.lifecycle.memory.put(old_record)  # whatever is known of a certificate
+            assert (await context.get(eve.status_pv))["state"] == "EXPIRED"
             assert (await context.get(bob.status_pv))["state"] == "VALID"
         async with secure(service, alice) as refused:
             refused.channel(bob.status_pv)
