@@ -132,6 +132,8 @@ class Lifecycle:
         self._delivered: list[int] = []
         self._recording: set[asyncio.Task[None]] = set()
         self._sweeping = False
+        self._lapses_differ = True
+        """Whether the setting may have been another one when the ends of waiting requests were computed."""
         self._pending: dict[int, CertRecord] = {}
         """Changes by the clock that wait to be recorded: serial to the record as the database has it."""
 
@@ -147,7 +149,6 @@ class Lifecycle:
 
         def job(transaction: Transaction) -> None:
             doubt_undelivered(transaction, doubted)
-            self._lapse_in_time(transaction)
             self.revocations.combine(transaction, now)
             self.known_to = transaction.audit_head[0]
 
@@ -623,7 +624,7 @@ class Lifecycle:
         """Change how many seconds requests wait for approval."""
         if pending_s != self.sweep.pending_s:
             self.sweep.pending_s = pending_s
-            self.store.submit(self._lapse_in_time).add_done_callback(_ignore)
+            self._lapses_differ = True
 
     def _lapse_in_time(self, transaction: Transaction) -> None:
         """Have the sweep look at requests when they end by the present setting; until now it may have been another one."""
@@ -639,6 +640,13 @@ class Lifecycle:
     async def _sweep(self, now: datetime) -> None:
         pending = dict(self._pending)
         try:
+            if self._lapses_differ:
+                self._lapses_differ = False
+                try:
+                    await self.store.submit(self._lapse_in_time)
+                except ApplianceError as error:
+                    self._lapses_differ = True
+                    _log.debug("%s", error)  # the store logs what is wrong
             if await self.sweep.run(now, pending):
                 for serial, record in pending.items():
                     if self._pending.get(serial) is record:
@@ -661,8 +669,3 @@ class Lifecycle:
         self._flush_delivered()
         while self._recording:
             await asyncio.wait(self._recording)
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

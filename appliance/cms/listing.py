@@ -31,7 +31,7 @@ __all__ = ["ListPV", "Place", "Wanted", "find_page"]
 
 _LIST_MAX: Final = 10_000
 _LIST_DEFAULT: Final = 1000
-_LOOKED_AT: Final = 50_000
+_LOOKED_AT: Final = 20_000
 """Rows that one page looks at, at most, to find those that fit."""
 _LARGEST: Final = (1 << 63) - 1
 _LONGEST: Final = 256
@@ -249,8 +249,13 @@ def _sections(connection: sa.Connection, wanted: Wanted) -> list[_Section]:
     # The order of code points, which the beginning of a name needs; SQLite has it anyway.
     cn = cn if connection.dialect.name == "sqlite" else sa.collate(cn, "C")
     begins = [cn >= wanted.name, cn < _behind_all(wanted.name)] if wanted.name else []
+    if wanted.order == _NAME and wanted.after is not None:
+        begins[:1] = [cn >= max(wanted.name, str(wanted.after.key))]
+    # A page begins at its place, and not at the beginning of the list: SQLite uses one lower bound only, and takes the first.
+    place = wanted.after
     if wanted.order == _EXPIRY:
-        fixed = [mine, certs.c.not_after >= wanted.ends_from, certs.c.not_after < wanted.ends_before]
+        first = wanted.ends_from if place is None else max(wanted.ends_from, int(place.key))
+        fixed = [mine, certs.c.not_after >= first, certs.c.not_after < wanted.ends_before]
         return [_Section(certs.c.not_after, False, fixed, [*states, *begins, *rest])]
     if wanted.order == _NAME:
         return [_Section(cn, False, [mine, *begins], [*states, *expiry, *rest])]

@@ -18,6 +18,7 @@ from appliance.cms import schema
 from appliance.cms.feed import ENDS
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.model import SERVICE
+from appliance.cms.schema import ends_of
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
 
@@ -122,10 +123,8 @@ class Revocations:
         found = _Checkpoint(int(words[0]), words[1], int(words[2]))
         if found.octets > self._journal.octets or self._journal.digest(found.octets) != found.digest:
             return None
-        first, last = transaction.connection.execute(
-            sa.select(sa.func.min(_A.seq), sa.func.max(_A.seq))
-        ).one()
-        return found if first is not None and first <= found.seq + 1 and last >= found.seq else None
+        ends = ends_of(transaction.connection)
+        return found if ends is not None and ends[0] <= found.seq + 1 and ends[1] >= found.seq else None
 
     def _live(self, transaction: Transaction, numbers: list[int]) -> list[int]:
         what = {"numbers": numbers, "by": [*transaction.authorities]}

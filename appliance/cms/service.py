@@ -60,6 +60,7 @@ from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError
+from appliance.pva.search import GUID_SIZE, node_guid
 from appliance.server import Server, SharedPV
 
 if TYPE_CHECKING:
@@ -357,6 +358,7 @@ class CertificateService:
             tls=self._tls(),
             gate=gate,
             proxied=_proxied(settings),
+            guid=node_guid(self.store.id.encode(), os.urandom(GUID_SIZE)) if self.nodes is not None else None,
         )
         commands = StatusCommands(self.lifecycle, self.publishers, self.policy, self.names, self.tasks)
         server.access.on_refused = commands.channel_refused
@@ -422,6 +424,7 @@ class CertificateService:
             self._sending_away.cancel()
         if self.server is not None:
             await self.server.stop()
+            self.health.stop()
             for publisher in self.publishers:
                 await publisher.stop()
             await self.tasks.finish()

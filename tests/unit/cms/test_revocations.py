@@ -1,10 +1,12 @@
 """The journal of revocations and the database: each gets what it lacks, and a start compares only what came after the checkpoint."""
 
 import pytest
+import sqlalchemy as sa
 
 from appliance.certs.status import CertState
 from appliance.cms.journal import Journal
 from appliance.cms.revocations import Revocations
+from appliance.cms.schema import ends_of
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord
 
@@ -197,3 +199,22 @@ async def test_what_a_database_has_lost_while_the_service_ran_is_revoked_again(s
         CertState.REVOKED,
         CertState.VALID,
     ]
+
+
+def test_the_ends_of_the_audit_are_found_without_reading_it(site):
+    """A start asks for them. SQLite reads all records if it is asked for the first and the last together."""
+    sent = []
+
+    def job(transaction):
+        connection = transaction.connection
+        sa.event.listen(connection, "before_cursor_execute", lambda *call: sent.append(call[2]))
+        found = ends_of(connection)
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sent[0]}").all()
+        return found, [row.detail for row in plan]
+
+    assert site.store.run(job)[0] is None
+    sent.clear()
+    site.issue(1, 2, 3)
+    found, plan = site.store.run(job)
+    assert found == (1, 3)
+    assert [line for line in plan if "audit" in line] == ["SEARCH audit"] * 2
