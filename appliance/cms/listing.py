@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -27,12 +27,14 @@ from appliance.pvdata import STRING, UINT64, StructType, Value
 from appliance.pvdata.nt import NTTable, now_to_time
 from appliance.server import Operation
 
-__all__ = ["ListPV", "Place", "Wanted", "find_page"]
+__all__ = ["ListPV", "Place", "Wanted", "count_all", "find_page"]
 
 _LIST_MAX: Final = 10_000
 _LIST_DEFAULT: Final = 1000
 _LOOKED_AT: Final = 20_000
 """Rows that one page looks at, at most, to find those that fit."""
+_COUNTED: Final = 100_000
+"""Certificates that are counted for the first page of a list, at most: some milliseconds."""
 _LARGEST: Final = (1 << 63) - 1
 _LONGEST: Final = 256
 """Characters of a text that is searched for."""
@@ -41,6 +43,8 @@ _CREATED: Final = "created"
 _EXPIRY: Final = "expiry"
 _NAME: Final = "name"
 _VERSION: Final = "v1:"
+_EXACT: Final = "exact"
+_ESTIMATE: Final = "estimate"
 _RANK: Final = (
     CertState.PENDING_APPROVAL,
     CertState.PENDING_RENEWAL,
@@ -80,7 +84,11 @@ _TABLE: Final = NTTable(
         ("renew_by", UINT64),
     ]
 )
-LIST: Final = StructType([*_TABLE.build().fields, ("next", STRING)], _TABLE.build().id)
+LIST: Final = StructType(
+    [*_TABLE.build().fields, ("next", STRING), ("total", UINT64), ("total_is", STRING)], _TABLE.build().id
+)
+"""``next`` is where the next page begins. ``total_is`` says whether ``total``, the length of the whole list, is ``exact`` or an
+``estimate`` (some time old); empty: it was not counted."""
 
 
 # ---------------------------------------------------------------------- the search
@@ -222,6 +230,18 @@ def find_page(
     return [tuple(row[1:]) for _, row in found], None
 
 
+def count_all(connection: sa.Connection, wanted: Wanted, *, most: int = _COUNTED) -> int | None:
+    """Return how many certificates a list has; None if they are more than ``most``, or if no index tells."""
+    total = 0
+    for section in _sections(connection, wanted._replace(after=None)):
+        if section.rest:
+            return None
+        total += _count(connection, section.fixed, most + 1 - total)
+        if total > most:
+            return None
+    return total
+
+
 def _count(connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], most: int) -> int:
     rows = sa.select(certs.c.serial).where(*where).limit(most).subquery()
     return int(connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one())
@@ -280,10 +300,16 @@ def _behind_all(beginning: str) -> str:
 class ListPV(CalledPV):
     """CERT:LIST: certificates for administrators, those that wait for approval first."""
 
-    __slots__ = ("_lifecycle", "_names", "_policy", "_readers", "_tasks", "on_refused")
+    __slots__ = ("_counted", "_lifecycle", "_names", "_policy", "_readers", "_tasks", "on_refused")
 
     def __init__(
-        self, lifecycle: Lifecycle, readers: Readers, names: Names, policy: Policy, tasks: Tasks
+        self,
+        lifecycle: Lifecycle,
+        readers: Readers,
+        names: Names,
+        policy: Policy,
+        tasks: Tasks,
+        counted: Callable[[], Mapping[CertState, int] | None],
     ) -> None:
         hint = "call this PV: RPC with the optional queries state, subject, name, expires_after, expires_before and limit"
         super().__init__(LIST, hint)
@@ -292,6 +318,7 @@ class ListPV(CalledPV):
         self._names = names
         self._policy = policy
         self._tasks = tasks
+        self._counted = counted
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Answer with a table."""
@@ -303,8 +330,27 @@ class ListPV(CalledPV):
         self._tasks.start(operation, self._list(operation, _wanted(query, self._names.issuer_id)))
 
     async def _list(self, operation: Operation, wanted: Wanted) -> None:
-        rows, after = await self._readers.read_much(lambda connection: find_page(connection, wanted))
-        operation.reply(_answer(wanted.issuer, rows, after, self._lifecycle.clock()))
+        def job(connection: sa.Connection) -> tuple[list[tuple[Any, ...]], Place | None, int | None]:
+            rows, after = find_page(connection, wanted)
+            if wanted.after is not None:
+                return rows, after, None
+            return rows, after, len(rows) if after is None else count_all(connection, wanted)
+
+        rows, after, total = await self._readers.read_much(job)
+        value = _answer(wanted.issuer, rows, after, self._lifecycle.clock())
+        states = self._counted()
+        if total is not None:
+            value["total"], value["total_is"] = total, _EXACT
+        elif states is not None and wanted.after is None and self._is_of_states(wanted):
+            value["total"] = sum(states.get(CertState(state), 0) for state in wanted.ranked())
+            value["total_is"] = _ESTIMATE
+        operation.reply(value)
+
+    def _is_of_states(self, wanted: Wanted) -> bool:
+        """Whether nothing but the state decides what is in the list."""
+        return wanted._replace(states=(), order=_CREATED, limit=_LIST_DEFAULT) == Wanted(
+            self._names.issuer_id
+        )
 
 
 def _answer(issuer_id: str, rows: Sequence[tuple[Any, ...]], after: Place | None, now: datetime) -> Value:

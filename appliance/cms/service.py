@@ -383,7 +383,9 @@ class CertificateService:
         for each in self.held.former:
             old = root_value(each.issuer_id, each.issuer.certificate, each.issuer.chain, bundle)
             source.add(SharedPV(old), names.issuer_of(each.issuer_id))
-        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
+        health = self.health
+        listed = ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks, lambda: health.states)
+        source.add(listed, *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
