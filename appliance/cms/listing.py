@@ -163,21 +163,46 @@ class Wanted(NamedTuple):
         return [state.value for state in _RANK if not self.states or state.value in self.states]
 
 
+class _At(NamedTuple):
+    key: int | str
+    serial: int
+
+
 class _Section(NamedTuple):
-    """Rows that follow each other in one index: ``fixed`` is what the index finds, ``rest`` what each row is asked."""
+    """Rows that follow each other in one index: ``fixed`` is what the index finds, ``rest`` what each row is asked.
+
+    Keys are from ``low`` on and below ``high``, where these are set.
+    """
 
     key: sa.ColumnElement[Any]
     falls: bool
     fixed: list[sa.ColumnElement[bool]]
     rest: list[sa.ColumnElement[bool]]
+    low: Any = None
+    high: Any = None
 
-    def behind(self, key: int | str, serial: int) -> sa.ColumnElement[bool]:
-        here, place = sa.tuple_(self.key, certs.c.serial), sa.tuple_(sa.literal(key), sa.literal(serial))
-        return here < place if self.falls else here > place
+    def between(self, after: _At | None = None, edge: _At | None = None) -> list[sa.ColumnElement[bool]]:
+        """Return what is true of the rows behind ``after`` up to ``edge``.
 
-    def up_to(self, key: int | str, serial: int) -> sa.ColumnElement[bool]:
-        here, place = sa.tuple_(self.key, certs.c.serial), sa.tuple_(sa.literal(key), sa.literal(serial))
-        return here >= place if self.falls else here <= place
+        The keys have one bound on each side, as near as it can be: SQLite uses no more, and PostgreSQL estimates nothing else.
+        """
+        first, last = (edge, after) if self.falls else (after, edge)
+        where = list(self.fixed)
+        low = [key for key in (self.low, None if first is None else first.key) if key is not None]
+        if low:
+            where.append(self.key >= max(low))
+        if last is not None:
+            where.append(self.key <= last.key)
+        elif self.high is not None:
+            where.append(self.key < self.high)
+        here = sa.tuple_(self.key, certs.c.serial)
+        if after is not None:
+            place = sa.tuple_(sa.literal(after.key), sa.literal(after.serial))
+            where.append(here < place if self.falls else here > place)
+        if edge is not None:
+            place = sa.tuple_(sa.literal(edge.key), sa.literal(edge.serial))
+            where.append(here >= place if self.falls else here <= place)
+        return where
 
     @property
     def order(self) -> list[sa.ColumnElement[Any]]:
@@ -207,15 +232,14 @@ def find_page(
     for number, section in enumerate(sections):
         if number < begin:
             continue
-        where = list(section.fixed)
-        if wanted.after is not None and number == begin:
-            where.append(section.behind(wanted.after.key, wanted.after.serial))
-        edge = None
+        after = wanted.after if number == begin else None
+        start = None if after is None else _At(after.key, after.serial)
+        where, edge = section.between(start), None
         if section.rest:
             seen = _count(connection, where, looked_at)
             if seen == looked_at:
                 edge = _at(connection, section, where, looked_at - 1)
-                where.append(section.up_to(*edge))
+                where = section.between(start, edge)
             looked_at -= seen
         query = sa.select(section.key.label("_key"), *columns).where(*where, *section.rest)
         # One more than is shown tells whether there are more.
@@ -236,7 +260,7 @@ def count_all(connection: sa.Connection, wanted: Wanted, *, most: int = _COUNTED
     for section in _sections(connection, wanted._replace(after=None)):
         if section.rest:
             return None
-        total += _count(connection, section.fixed, most + 1 - total)
+        total += _count(connection, section.between(), most + 1 - total)
         if total > most:
             return None
     return total
@@ -249,10 +273,9 @@ def _count(connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], m
 
 def _at(
     connection: sa.Connection, section: _Section, where: Sequence[sa.ColumnElement[bool]], offset: int
-) -> tuple[int | str, int]:
+) -> _At:
     query = sa.select(section.key, certs.c.serial).where(*where).order_by(*section.order)
-    key, serial = connection.execute(query.limit(1).offset(offset)).one()
-    return key, serial
+    return _At(*connection.execute(query.limit(1).offset(offset)).one())
 
 
 def _sections(connection: sa.Connection, wanted: Wanted) -> list[_Section]:
@@ -269,16 +292,12 @@ def _sections(connection: sa.Connection, wanted: Wanted) -> list[_Section]:
     # The order of code points, which the beginning of a name needs; SQLite has it anyway.
     cn = cn if connection.dialect.name == "sqlite" else sa.collate(cn, "C")
     begins = [cn >= wanted.name, cn < _behind_all(wanted.name)] if wanted.name else []
-    if wanted.order == _NAME and wanted.after is not None:
-        begins[:1] = [cn >= max(wanted.name, str(wanted.after.key))]
-    # A page begins at its place, and not at the beginning of the list: SQLite uses one lower bound only, and takes the first.
-    place = wanted.after
     if wanted.order == _EXPIRY:
-        first = wanted.ends_from if place is None else max(wanted.ends_from, int(place.key))
-        fixed = [mine, certs.c.not_after >= first, certs.c.not_after < wanted.ends_before]
-        return [_Section(certs.c.not_after, False, fixed, [*states, *begins, *rest])]
+        rest = [*states, *begins, *rest]
+        return [_Section(certs.c.not_after, False, [mine], rest, wanted.ends_from, wanted.ends_before)]
     if wanted.order == _NAME:
-        return [_Section(cn, False, [mine, *begins], [*states, *expiry, *rest])]
+        low, high = (wanted.name, _behind_all(wanted.name)) if wanted.name else (None, None)
+        return [_Section(cn, False, [mine], [*states, *expiry, *rest], low, high)]
     rest = [*expiry, *begins, *rest]
     return [
         _Section(certs.c.created, True, [mine, certs.c.state == state], rest) for state in wanted.ranked()
