@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
-from appliance.cms import schema
+from appliance.cms.statements import Several
 
-__all__ = ["KeyUse", "KeyUses"]
+__all__ = ["OF_KEYS", "KeyUse", "KeyUses"]
 
 
 class KeyUse(NamedTuple):
@@ -20,19 +20,13 @@ class KeyUse(NamedTuple):
     barred: bool
 
 
-_C: Final = schema.certs.c
 # Any number of certificates may have one key. All that counts is whether one of them is barred, is the service's own, or has
 # another subject; so the first and the last subject of those that are alike stand for all.
-_ALIKE: Final = (_C.key_id, _C.skid, _C.usage, _C.barred)
-_USES: Final = sa.select(*_ALIKE, sa.func.min(_C.subject), sa.func.max(_C.subject)).group_by(*_ALIKE)
 # Of all authorities: a key that is barred stays barred when a new authority takes over.
-# Two indexes, one for each half. Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
-_OF_KEY: Final = _USES.where(sa.or_(_C.key_id == sa.bindparam("key"), _C.skid == sa.bindparam("name")))
-_OF_KEYS: Final = _USES.where(
-    sa.or_(
-        _C.key_id.in_(sa.bindparam("keys", expanding=True)),
-        _C.skid.in_(sa.bindparam("names", expanding=True)),
-    )
+# Rows of the first version have no `key_id`. In others it says all that `skid` does. One index serves both halves.
+OF_KEYS: Final = Several(
+    "SELECT key_id, skid, usage, barred, min(subject), max(subject) FROM certs "
+    "WHERE key_id {} OR (key_id = '' AND skid {}) GROUP BY key_id, skid, usage, barred"
 )
 
 
@@ -57,14 +51,10 @@ class KeyUses:
         wanted = set(keys) - self._read
         if not wanted:
             return
-        if len(wanted) == 1:
-            ((key_id, skid),) = wanted
-            rows = self._connection.execute(_OF_KEY, {"key": key_id, "name": skid})
-        else:
-            names = {"keys": [key_id for key_id, _ in wanted], "names": [skid for _, skid in wanted]}
-            rows = self._connection.execute(_OF_KEYS, names)
+        keys = list(wanted)
+        rows = OF_KEYS.rows(self._connection, [key_id for key_id, _ in keys], [skid for _, skid in keys])
         self._read |= wanted
-        for key_id, skid, usage, barred, first, last in rows.all():
+        for key_id, skid, usage, barred, first, last in rows:
             uses = {KeyUse(subject, usage, bool(barred)) for subject in (first, last)}
             self._by_key.setdefault(key_id, set()).update(uses)
             self._by_skid.setdefault(skid, set()).update(uses)

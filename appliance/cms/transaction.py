@@ -12,12 +12,14 @@ import sqlalchemy as sa
 from appliance.certs.status import CertState
 from appliance.cms import schema
 from appliance.cms.key_uses import KeyUse, KeyUses
+from appliance.cms.statements import Several, rows_of
 from appliance.daemon.audit import GENESIS, canonical, chain_canonical
 from appliance.errors import ApplianceError
 
 __all__ = [
     "IN_DOUBT",
     "LIVE",
+    "OF_SUBJECTS",
     "Authorities",
     "CertRecord",
     "Job",
@@ -102,8 +104,7 @@ def not_computed(record: CertRecord) -> int | None:
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
 # Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
 _ROWS: Final = sa.select(*_COLUMNS)
-_OF_SUBJECT: Final = _ROWS.where(schema.certs.c.subject == sa.bindparam("of"))
-_OF_SUBJECTS: Final = _ROWS.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
+OF_SUBJECTS: Final = Several(f"SELECT {', '.join(CertRecord._fields)} FROM certs WHERE subject {{}}")  # noqa: S608 - our own names
 _OF_SERIAL: Final = _ROWS.where(schema.certs.c.serial == sa.bindparam("number"))
 _RENEW: Final = (
     sa.update(schema.certs)
@@ -121,6 +122,7 @@ _RENEWED: Final = {
 }  # fmt: skip
 """What `_RENEW` needs of each certificate, with its type in PostgreSQL."""
 _MOST_ROWS: Final = 32
+"""For each number of rows there is a statement, which stays prepared."""
 _AT_ONCE: Final = 500
 _DELIVERED: Final = (
     sa.update(schema.certs)
@@ -193,12 +195,7 @@ class Transaction:
             self.flush()  # the rows that are read must have it
         for subject in wanted:
             self._by_subject[subject] = []
-        if len(wanted) == 1:
-            found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0]})
-        else:
-            found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted})
-        # All at once: each fetch lets other threads run, and then waits for its turn.
-        for row in found_rows.all():
+        for row in OF_SUBJECTS.rows(self.connection, wanted):
             found = _record(row)
             if found.issuer in self._authorities:
                 self._by_subject[found.subject].append(found)
@@ -431,13 +428,10 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
             return
         _execute_arrays(connection, _insert_arrays_text(table, columns), columns, rows)
         return
-    at = 0
-    while at < len(rows):
-        # Powers of two, so that there are few statements, and all of them stay prepared.
-        count = min(_MOST_ROWS, 1 << ((len(rows) - at).bit_length() - 1))
-        values = tuple(row[column] for row in rows[at : at + count] for column in columns)
-        connection.exec_driver_sql(_insert_text(table, columns, count), values)
-        at += count
+    for at in range(0, len(rows), _MOST_ROWS):
+        some = rows[at : at + _MOST_ROWS]
+        values = tuple(row[column] for row in some for column in columns)
+        rows_of(connection, _insert_text(table, columns, len(some)), values)
 
 
 def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -495,7 +489,7 @@ def _insert_arrays_text(table: sa.Table, columns: tuple[str, ...]) -> str:
     return f"INSERT INTO {table.name} ({', '.join(table.c[name].name for name in columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _insert_text(table: sa.Table, columns: tuple[str, ...], count: int) -> str:
     row = f"({', '.join('?' * len(columns))})"
     # Names of this program's own tables and columns, and nothing else.

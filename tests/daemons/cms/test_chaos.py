@@ -131,7 +131,7 @@ class Load:
             return token_request(token, key)
 
         async def call(node: str) -> Any:
-            return await self.contexts[node][0].rpc("CERT:CREATE", argument(), timeout=10)
+            return await self.contexts[node][0].rpc("CERT:CREATE", argument(), timeout=30)
 
         def known(reply: Any) -> dict[str, Any]:
             assert reply["cert"], f"{subject} was told that it has a certificate, and it has none"
@@ -155,7 +155,7 @@ class Load:
 
     async def revoke(self, name: str, serial: int, dice: random.Random, nodes: str = "") -> None:
         async def call(node: str) -> Any:
-            return await self.contexts[node][1].put(self.pv[serial], {"state": "REVOKED"}, timeout=10)
+            return await self.contexts[node][1].put(self.pv[serial], {"state": "REVOKED"}, timeout=30)
 
         def already(why: str) -> bool:
             if "is REVOKED already" in why:
@@ -174,7 +174,7 @@ class Load:
         about = {"client": name, "op": "status", "node": node, "serial": serial}
         self.recorder.note(Event(number, INVOKED, time.time(), **about))
         try:
-            value = await self.contexts[node][0].get(self.pv[serial], timeout=10)
+            value = await self.contexts[node][0].get(self.pv[serial], timeout=30)
         except ApplianceError as error:
             self.recorder.note(Event(number, UNKNOWN, time.time(), **about, why=str(error)))
             return
