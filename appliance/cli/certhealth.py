@@ -29,6 +29,7 @@ _MORE = (
     ("certs_scheduled_offline", "Offline By Schedule"),
     ("audit_seq", "Audit Records"),
     ("audit_verified_seq", "Audit Records Checked"),
+    ("certs_checked", "Certificates Checked"),
     ("status_signed", "Status Answers Signed"),
     ("db_commits", "Database Commits"),
     ("certs_watched", "Certificates Watched"),

@@ -173,9 +173,14 @@ class CertificateService:
         )
         if nodes is not None:
             self.upkeep.is_mine = lambda: nodes.rank == 0
-        self.health.others += [self.upkeep.audit.trouble, lambda: self.upkeep.pruning]
+        self.health.others += [
+            self.upkeep.audit.trouble,
+            self.upkeep.rows.trouble,
+            lambda: self.upkeep.pruning,
+        ]
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
         self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
+        self.health.numbers["certs_checked"] = lambda: self.upkeep.rows.checked
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None

@@ -81,6 +81,7 @@ METRICS: Final = StructType(
         ("feed_lag_ms", UINT64),
         ("db_reconnects", UINT64),
         ("cluster_members", UINT64),
+        ("certs_checked", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )
