@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.profiles import build_certificate, generate_key, subject_name
 from appliance.cms import audit as cms_audit
-from appliance.cms import daemon
+from appliance.cms import daemon, sweep
 from appliance.cms.audit import export_audit, prune_audit, verify_audit, verify_exported
 from appliance.cms.backup import backup, find_damage
 from appliance.cms.model import state_now, utc
@@ -323,3 +323,28 @@ async def test_many_certificates_are_counted_beside_everything_else(tmp_path, mo
             assert health.health.current["cert_count"] == 2
     finally:
         may_end.set()
+
+
+def test_what_the_clock_changes_next_is_found_by_its_index(tmp_path):
+    """It is asked for each second; by issuer, SQLite would read a million certificates each time and keep all who ask waiting."""
+    made = Store(str(tmp_path / "certs.db"), "01234567")
+    made.open()
+
+    def job(transaction):
+        sent = []
+        connection = transaction.connection
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def note(_connection, _cursor, statement, parameters, *_):
+            sent.append((statement, parameters))
+
+        assert sweep._due(connection, {"now": 1_800_000_000, "by": ["01234567", "89abcdef"]}) == []
+        sa.event.remove(connection, "before_cursor_execute", note)
+        ((statement, parameters),) = sent
+        return [
+            row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+
+    plan = made.run(job)
+    made.close()
+    assert plan == ["SEARCH certs USING INDEX certs_due (next_at>? AND next_at<?)"]
