@@ -35,6 +35,7 @@ from appliance.server import SharedPV
 __all__ = ["Health"]
 
 _MAJOR: Final = 2
+_MINOR: Final = 1
 _PROBE_S: Final = 2.0
 _COUNTED_AT_ONCE: Final = 20_000
 """Records of the audit up to which certificates are counted by each check. Where there are more, that is done beside it."""
@@ -69,12 +70,14 @@ class Health:
         """The number of certificates by state, when they were counted last; None: not yet."""
         self._counting: asyncio.Task[None] | None = None
         self._count_at = float("-inf")
-        self._problem = ""
+        self._problem = self._warning = ""
         self._db_ok = self._ca_valid_now = False
         self.files: dict[str, str] = {}
         """Files that the next start needs, with a description of each."""
         self.others: list[Callable[[], str]] = []
         """Further checks. Each returns what is wrong, or nothing."""
+        self.warnings: list[Callable[[], str]] = []
+        """What is not wrong yet. Each returns what somebody has to do, or nothing."""
         self.numbers: dict[str, Callable[[], int]] = {}
         """Further fields of CERT:METRICS, with what tells their values."""
         self.backup = ""
@@ -119,19 +122,20 @@ class Health:
         problem = problem or self._lifecycle.journal.lost or self._gone() or self.backup
         problem = problem or next((said for look in self.others if (said := look())), "")
         self._problem, self._db_ok, self._ca_valid_now = problem, db_ok, ca_valid
+        self._warning = "" if problem else next((said for look in self.warnings if (said := look())), "")
         self._post()
 
     def _post(self) -> None:
         """Tell what is known."""
-        now, problem = self._lifecycle.clock(), self._problem
+        now, problem, warning = self._lifecycle.clock(), self._problem, self._warning
         states: Counter[CertState] = Counter() if self.states is None else self.states
         seconds = now.timestamp()
         uptime = int(time.monotonic() - self._started)
         stamp = now_to_time(seconds)
         alarm = {
-            "severity": _MAJOR if problem else 0,
-            "status": 1 if problem else 0,
-            "message": problem[:256],
+            "severity": _MAJOR if problem else _MINOR if warning else 0,
+            "status": 1 if problem or warning else 0,
+            "message": (problem or warning)[:256],
         }
         self.health.post(
             {

@@ -82,6 +82,8 @@ METRICS: Final = StructType(
         ("db_reconnects", UINT64),
         ("cluster_members", UINT64),
         ("certs_checked", UINT64),
+        ("certs_former", UINT64),
+        ("certs_ending", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )
