@@ -240,10 +240,12 @@ async def _served(
     """Serve until the end; ``start`` is closed when all is made."""
     from appliance.cms.service import CertificateService
 
-    service = CertificateService.open(effective, clock=_now)
+    with daemon.notifier.starting():
+        service = CertificateService.open(effective, clock=_now)
     try:
-        service.first_start(ensure=options.admin_keychain_ensure)
-        await service.start()
+        with daemon.notifier.starting():
+            service.first_start(ensure=options.admin_keychain_ensure)
+            await service.start()
 
         async def reload() -> None:
             fresh = _resolve(options)
