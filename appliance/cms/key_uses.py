@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from appliance.cms import schema
+from appliance.cms.statements import KEY_USE
 
 __all__ = ["KeyUse", "KeyUses"]
 
@@ -23,7 +24,7 @@ class KeyUse(NamedTuple):
 _C: Final = schema.certs.c
 # Any number of certificates may have one key. All that counts is whether one of them is barred, is the service's own, or has
 # another subject; so the first and the last subject of those that are alike stand for all.
-_ALIKE: Final = (_C.key_id, _C.skid, _C.usage, _C.barred)
+_ALIKE: Final = tuple(_C[name] for name in KEY_USE)
 _USES: Final = sa.select(*_ALIKE, sa.func.min(_C.subject), sa.func.max(_C.subject)).group_by(*_ALIKE)
 # Of all authorities: a key that is barred stays barred when a new authority takes over.
 # Two indexes, one for each half. Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
@@ -54,7 +55,7 @@ class KeyUses:
 
     def prefetch(self, keys: Iterable[tuple[str, str]]) -> None:
         """Read the uses of many keys at once."""
-        wanted = set(keys) - self._read
+        wanted = self.missing(keys)
         if not wanted:
             return
         if len(wanted) == 1:
@@ -63,8 +64,16 @@ class KeyUses:
         else:
             names = {"keys": [key_id for key_id, _ in wanted], "names": [skid for _, skid in wanted]}
             rows = self._connection.execute(_OF_KEYS, names)
-        self._read |= wanted
-        for key_id, skid, usage, barred, first, last in rows.all():
+        self.take(wanted, rows.all())
+
+    def missing(self, keys: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return those of some keys whose uses were not read yet."""
+        return set(keys) - self._read
+
+    def take(self, keys: Iterable[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> None:
+        """Take what was read of keys: what is alike, and the first and the last subject."""
+        self._read.update(keys)
+        for key_id, skid, usage, barred, first, last in rows:
             uses = {KeyUse(subject, usage, bool(barred)) for subject in (first, last)}
             self._by_key.setdefault(key_id, set()).update(uses)
             self._by_skid.setdefault(skid, set()).update(uses)

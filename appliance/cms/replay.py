@@ -19,8 +19,9 @@ import sqlalchemy as sa
 
 from appliance.cms.inuse import is_at
 from appliance.cms.schema import known, meta, replay
+from appliance.cms.statements import insert_missing
 from appliance.cms.store import Store
-from appliance.cms.transaction import StoreError, Transaction, insert_missing
+from appliance.cms.transaction import StoreError, Transaction
 from appliance.config.files import write_private
 from appliance.errors import ApplianceError, ConfigurationError
 

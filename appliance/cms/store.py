@@ -28,6 +28,7 @@ from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
 from appliance.cms.inuse import InUse
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
+from appliance.cms.statements import LastCommit
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
 from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
 
@@ -54,13 +55,6 @@ _WRITING: Final = 37428
 """Lock of the commit that is being made."""
 _START_S: Final = 60.0
 """Seconds for which a start waits for a server that cannot be reached, and for another start."""
-
-_LAST_COMMIT: Final = (
-    sa.update(schema.nodes)
-    .where(schema.nodes.c.node == sa.bindparam("me"))
-    .values(last_commit=sa.bindparam("token"))
-)
-_NOTIFY: Final = sa.text(f"SELECT pg_notify('{CHANNEL}', :seq)")
 
 
 class Store:
@@ -389,24 +383,23 @@ class Store:
                 restored = True
                 if self.restored is not None:
                     self.restored(transaction, self._seen)
-            before = transaction.audit_head[0]
             transaction.prefetch(
                 [subject for item in group for subject in item.subjects],
                 [key for item in group for key in item.keys],
             )
+            before = transaction.audit_head[0]
             for item in group:
                 try:
                     results.append((item.job(transaction), None))
                 except ApplianceError as error:
                     results.append((None, error))
-            transaction.flush()
             head = transaction.audit_head
-            if head[0] != before or restored:
-                connection.execute(_NOTIFY, {"seq": str(head[0])})
-            if self.node:
-                found = connection.execute(_LAST_COMMIT, {"me": self.node, "token": token})
-                if found.rowcount == 0 and self.enter is not None:
-                    self.enter(connection, token)
+            is_known = transaction.finish(
+                LastCommit(self.node, token) if self.node else None,
+                (CHANNEL, str(head[0])) if head[0] != before or restored else None,
+            )
+            if self.node and not is_known and self.enter is not None:
+                self.enter(connection, token)
             for item in group:
                 item.is_open = True
             if any(item.is_late for item in group):
@@ -719,8 +712,9 @@ class Store:
                     except ApplianceError as error:
                         results.append((None, error))
                 transaction.flush()
+                head = transaction.audit_head
             self.commits += 1
-            self._audit_head = transaction.audit_head
+            self._audit_head = head
             self._in_use.remember(self.where + "-wal")
             # What was committed to a removed file is lost, so it was not done.
             lost = self._lost()

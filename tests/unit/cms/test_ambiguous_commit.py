@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import uuid
 
@@ -308,14 +309,23 @@ async def test_a_node_whose_host_is_gone_keeps_no_lock_for_long(site):
 
 async def test_a_question_to_a_server_that_is_frozen_ends(site, monkeypatch):
     readers, thawed, asked = Readers(site.store.database), threading.Event(), []
+    begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def frozen(_connection):
+        begun.put(None)
+        thawed.wait(60)
+
     try:
+        stuck = [asyncio.ensure_future(read(frozen)) for read in (readers.read, readers.read_much)]
+        for _ in stuck:
+            await asyncio.to_thread(begun.get, timeout=60)
         with monkeypatch.context() as short:
             short.setattr(reading, "_SILENT_S", {"reader": 0.1, "list": 0.1})
             for read in (readers.read, readers.read_much):
-                for job in (lambda _: thawed.wait(60), asked.append):
-                    with pytest.raises(DatabaseLost, match="does not answer"):
-                        await read(job)
+                with pytest.raises(DatabaseLost, match="does not answer"):
+                    await read(asked.append)
         thawed.set()
+        await asyncio.gather(*stuck, return_exceptions=True)
         assert [await read(lambda _: 1) for read in (readers.read, readers.read_much)] == [1, 1]
         assert asked == [], "nobody waits for it any more"
     finally:
