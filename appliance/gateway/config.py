@@ -91,8 +91,12 @@ class Relay(Settings, frozen=True, kw_only=True):
     """The PVs that are answered with this port; with `:` and more behind it a name is meant too."""
     tls_port: Annotated[int, Meta(ge=1, le=65535)] = 5077
     """The port."""
-    service: Annotated[str, Meta(max_length=256)] = ""
-    """``pvas://HOST:PORT`` of the certificate service; empty: it is searched for on the server's first client side."""
+    service: (
+        Annotated[str, Meta(max_length=256)]
+        | Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=16)]
+    ) = ""
+    """``pvas://HOST:PORT`` of the certificate service, or a list of them, one for each node: the first that takes connections is
+    used. Empty: it is searched for on the server's first client side."""
     proxy_from: tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...] = ()
     """Addresses and networks of gateways further out, whose relays reach the service through this one: they say for which client
     they speak (PROXY protocol, version 2). Empty: nobody may."""
@@ -100,19 +104,22 @@ class Relay(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.names:
             raise ValueError("names: give at least one; without names nobody is sent to the relay")
-        if self.service:
+        for service in self.services:
             try:
-                secure = parse_endpoint(self.service, uri=True).tls
+                secure = parse_endpoint(service, uri=True).tls
             except ValueError as error:
                 raise ValueError(f"service: {error}") from None
             if not secure:
-                raise ValueError(
-                    f"service: {self.service!r} is not pvas://HOST:PORT; the relay is for TLS only"
-                )
+                raise ValueError(f"service: {service!r} is not pvas://HOST:PORT; the relay is for TLS only")
         try:
             Networks(self.proxy_from)
         except ValueError as error:
             raise ValueError(f"proxy_from: {error}") from None
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The places in ``service``, in their order."""
+        return ((self.service,) if self.service else ()) if isinstance(self.service, str) else self.service
 
 
 class ServerSide(Settings, frozen=True, kw_only=True):

@@ -60,7 +60,7 @@ def _searched(config: GatewayConfig) -> Iterator[_Place]:
     for name, server in config.servers.items():
         for key in _SERVER_LISTS:
             yield from _named(f"servers.{name}.pva.{key}", getattr(server.pva, key))
-        if server.relay is not None and server.relay.service:
+        if server.relay is not None:
             yield from _named(f"servers.{name}.relay.service", server.relay.service)
 
 

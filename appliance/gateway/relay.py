@@ -40,6 +40,8 @@ _SEARCH_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0, 6.0, 12.0, 30.0)
 """Seconds to wait for an answer to one search for the service after the other; the last one for ever."""
 _QUIET_S: Final = 0.1
 """Seconds to wait for its second answer: each names one port, and that for TLS may come last."""
+_TRY_S: Final = 3.0
+"""Seconds to wait for a connection to one of several nodes, before the next one is tried."""
 _HURRY_AT: Final = 5
 """The first of these waits that a client's question ends early."""
 _MAX_PROMISES: Final = 1000
@@ -202,7 +204,7 @@ class ServiceRelay:
             wait_s = _SEARCH_S[min(number, len(_SEARCH_S) - 1)]
             since = self._loop.time()
             try:
-                address = await self._resolve() if self._relay.service else await self._search(wait_s)
+                address = await self._named() if self._relay.services else await self._search(wait_s)
             except ApplianceError as error:
                 address = None
                 self._tell("the certificate service cannot be reached: %s", error)
@@ -230,8 +232,26 @@ class ServiceRelay:
             raise TransportError(f"{places[0].host}:{places[0].port} offers no TLS; give it a keychain")
         return None
 
-    async def _resolve(self) -> SocketAddress:
-        endpoint = parse_endpoint(self._relay.service, uri=True)
+    async def _named(self) -> SocketAddress:
+        """Return the first of the places in the settings that takes connections; a single one is not tried."""
+        services = self._relay.services
+        if len(services) == 1:
+            return await self._resolve(services[0])
+        problems = []
+        for service in services:
+            try:
+                address = await self._resolve(service)
+                async with asyncio.timeout(_TRY_S):
+                    _, stream = await asyncio.open_connection(address.host, address.port)
+            except (TransportError, OSError) as error:  # TimeoutError is one, too
+                problems.append(str(error) or f"{service} has not answered in {_TRY_S:.0f} s")
+                continue
+            stream.transport.abort()
+            return address
+        raise TransportError("; ".join(problems))
+
+    async def _resolve(self, service: str) -> SocketAddress:
+        endpoint = parse_endpoint(service, uri=True)
         try:
             found = await self._loop.getaddrinfo(
                 endpoint.host, endpoint.port or _USUAL_PORT, type=socket.SOCK_STREAM

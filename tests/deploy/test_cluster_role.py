@@ -60,6 +60,20 @@ def test_each_wrong_variable_is_refused_with_a_sentence(tmp_path):
         assert sentence in said
 
 
+def test_parts_of_the_package_that_the_service_needs_are_asked_for(tmp_path):
+    variables = {"spva_common_extras": ["ioc"], "spva_cms_db": URL, "spva_cms_ca_key": "pkcs11:token=site"}
+    status, said = preflight(tmp_path, variables)
+    assert status != 0
+    for part in (
+        "part cms",
+        "spva_cms_db needs the part postgresql",
+        "spva_cms_ca_key needs the part pkcs11",
+    ):
+        assert part in said
+    status, said = preflight(tmp_path, {**variables, "spva_common_extras": ["cms", "postgresql", "pkcs11"]})
+    assert status == 0, said
+
+
 @pytest.mark.parametrize(
     ("database", "expected"),
     [
@@ -139,3 +153,52 @@ def test_a_token_gets_its_devices_and_its_pin_and_no_others(tmp_path):
     assert "cert-auth-password" not in text
     assert "7531" not in text
     assert "PrivateDevices" not in render(tmp_path, "spva_cms", "site.conf.j2", **key)
+
+
+def role_of(tmp_path: Path, nodes: dict, tasks: list, **variables) -> tuple[int, str]:
+    """Run tasks with what the role spva_common knows, on this machine, which none of the nodes is."""
+    groups = {"spva_cms": {"hosts": nodes}, "others": {"hosts": {"localhost": {}}}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": groups}}))
+    play = {"name": "Role", "roles": ["spva_common"], "tasks": tasks}
+    done = run_play(tmp_path, play, variables, tmp_path / "hosts.yml")
+    return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "variables", "expected"),
+    [
+        ({"node0": {}}, {}, ("", None)),
+        ({"node0": {}, "node1": {"ansible_host": "192.0.2.7"}}, {}, ("node0 192.0.2.7", None)),
+        (
+            {"node0": {"spva_cms_intf_addr_list": ["192.0.2.8", "192.0.2.9"]}, "node1": {"spva_cms_server_port": 5085}},
+            {
+                "spva_common_addr_list": "{{ ['192.0.2.255'] + spva_common_cms_addresses }}",
+                "spva_common_name_servers": "{{ spva_common_cms_name_servers }}",
+            },
+            ("192.0.2.255 192.0.2.8 node1", "192.0.2.8:5075 node1:5085"),
+        ),
+    ],
+    ids=["one node", "two nodes", "the site's own list"],
+)  # fmt: skip
+def test_clients_know_where_all_nodes_are(tmp_path, nodes, variables, expected):
+    out = tmp_path / "pva.env"
+    source = str(ROOT / "roles/spva_common/templates/pva.env.j2")
+    write = {"name": "Write", "ansible.builtin.template": {"src": source, "dest": str(out), "mode": "0600"}}
+    status, said = role_of(tmp_path, nodes, [write], **variables)
+    assert status == 0, said
+    found = dict(line.split("=", 1) for line in out.read_text().splitlines() if "=" in line)
+    assert found["EPICS_PVA_ADDR_LIST"] == f'"{expected[0]}"'
+    assert found.get("EPICS_PVA_NAME_SERVERS") == (f'"{expected[1]}"' if expected[1] else None)
+
+
+def test_the_trust_anchor_is_asked_of_each_node_until_one_has_it(tmp_path):
+    """None has it here: the first cannot be reached, the second is this machine."""
+    nodes = {
+        "absent": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1},
+        "blank": {"ansible_connection": "local"},
+    }
+    tasks = [{"name": "Read", "ansible.builtin.include_role": {"name": "spva_common", "tasks_from": "trust_anchor"}}]  # fmt: skip
+    status, said = role_of(tmp_path, nodes, tasks)
+    assert status != 0
+    assert "no host of the certificate service has given its trust anchor: absent, Task failed: " in said
+    assert "Connection refused; blank, cat: /var/lib/spva/cms/ca.pem: No such file or directory" in said

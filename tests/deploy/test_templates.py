@@ -34,7 +34,7 @@ def run_play(
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=400,
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "ANSIBLE_LOCALHOST_WARNING": "false"},
     )

@@ -1,6 +1,7 @@
 """Ask for many certificates, each until it is answered; then ask every node about them.
 
-load.py ask NAME COUNT PER_SECOND ADDRESS...   asks for NAME-0, NAME-1, ..., 16 at a time, and writes NAME.json when all are answered
+load.py ask NAME COUNT PER_SECOND ADDRESS...   asks for NAME-0, NAME-1, ..., 16 at a time, and writes NAME.json when all are answered.
+                                       COUNT 0: until there is a file NAME.stop
 load.py check NAME ADDRESS...          each of them is VALID at each of these nodes, asked one by one
 
 The requests come from two clients for each node: one that knows this node alone until it fails, and one that knows all.
@@ -9,6 +10,7 @@ The requests come from two clients for each node: one that knows this node alone
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -83,20 +85,26 @@ async def ask(name: str, count: int, per_second: float, nodes: list[str]) -> Non
 
     async def one(number: int) -> None:
         async with free:
-            if per_second:
-                await asyncio.sleep(max(0, began + number / per_second - time.monotonic()))
             tries: list[str] = []
             reply = await clients[number % len(clients)].ask(f"{name}-{number}", tries)
             answered[f"{name}-{number}"] = {"issuer": reply.issuer, "serial": reply.serial, "tries": tries}
             (HERE / f"{name}.count").write_text(str(len(answered)))
 
     began = time.monotonic()
-    await asyncio.gather(*(one(number) for number in range(count)))
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(count) if count else itertools.count():
+            if per_second:
+                await asyncio.sleep(max(0, began + number / per_second - time.monotonic()))
+            if not count and (HERE / f"{name}.stop").exists():
+                break
+            tasks.create_task(one(number))
     for client in clients:
         await client.close()
     (HERE / f"{name}.json").write_text(json.dumps(answered))
     again = [tries for each in answered.values() if (tries := each["tries"])]
-    print(f"{count} certificates in {time.monotonic() - began:.1f} s, {len(again)} of them asked for again")
+    print(
+        f"{len(answered)} certificates in {time.monotonic() - began:.1f} s, {len(again)} of them asked for again"
+    )
     for tries in again:
         print(" ", "; ".join(tries)[:300])
 

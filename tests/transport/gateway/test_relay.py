@@ -198,3 +198,17 @@ async def test_a_service_that_has_moved_is_found_again(tmp_path: Path) -> None:
                     reply = await client.rpc("CERT:CREATE", ccr(name), timeout=20)
                     assert reply["state"] == "PENDING_APPROVAL"
         assert ports[0] != ports[1]
+
+
+async def test_of_several_nodes_that_are_named_another_one_is_used_when_one_is_gone(tmp_path: Path) -> None:
+    ports = [free_port(socket.SOCK_STREAM) for _ in range(2)]
+    options = with_relay(service=[f"pvas://{HOST}:{port}" for port in ports])
+    tls = None
+    async with gateway_to(client={"pva": {"name_servers": f"{HOST}:1"}}, **options) as gateway:
+        config = client_config(server_of(gateway).udp_port)
+        for number, port in enumerate((*reversed(ports), ports[1])):
+            async with running(tmp_path, proxy_from=(HOST,), server={"tls_port": port}):
+                tls = tls or client_context(admin_keychain(tmp_path), want_staple=False)
+                async with Context(config, tls=tls, require_tls=True, beacons=False) as client:
+                    reply = await client.rpc("CERT:CREATE", ccr(f"client{number}"), timeout=30)
+                    assert reply["state"] == "PENDING_APPROVAL"

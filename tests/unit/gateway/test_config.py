@@ -83,6 +83,7 @@ SERVER = "clients: {inner: {}}\nservers: "
         (SERVER + "{outer: {clients: [inner], status_client: x}}", "servers.outer.status_client: there is no client side 'x'"),
         (SERVER + "{outer: {}}", "servers.outer: it serves nothing; give clients, or status_prefix"),
         (SERVER + "{outer: {status_prefix: 'GW:', relay: {}}}", "servers.outer.relay: it needs a client side"),
+        (SERVER + "{outer: {clients: [inner], relay: {service: ['pvas://a:1', 'pva://b:1']}}}", "service: 'pva://b:1' is not pvas://HOST:PORT"),
         (SERVER + "{outer: {clients: [inner], put_log_required: false}}", "servers.outer.put_log_required: it has no effect"),
         (SERVER + "{outer: {clients: [inner], access: {macros: {A: b}}}}", "servers.outer.access: macros and organizations have no effect"),
         (SERVER + "{a: {clients: [inner], pva: {server_port: 5075}}, b: {clients: [inner], pva: {server_port: 5075}}}", "servers.b.pva: TCP port 5075 is that of servers.a"),
