@@ -433,8 +433,8 @@ class Store:
         if (self._told or self._failed_at is not None) and (not trial or self.healthy):
             self._recovered()
 
-    def _settle(self, connection: sa.Connection) -> Question | None:
-        """Answer an open question; return it if what it is about was committed."""
+    def _settle(self, connection: sa.Connection, doing: Sequence[Waiting]) -> Question | None:
+        """Answer an open question; return it if what it is about was committed. What is being done is done again otherwise."""
         question = self._question
         if question is None:
             return None
@@ -443,6 +443,9 @@ class Store:
         if not was:
             for item in question.group:
                 item.is_open = False
+            if question.group is not doing:
+                nothing = (None, DatabaseLost("nothing was done"))
+                self._hand_over(question.group, [nothing] * len(question.group))
             return None
         self._committed(question.head, trial=True)
         return question
@@ -470,7 +473,7 @@ class Store:
         while True:
             try:
                 connection = self._reach()
-                question = self._settle(connection)
+                question = self._settle(connection, doing)
                 if question is not None:
                     if question.group is doing:
                         return merged(group, doing, question.results)
@@ -547,7 +550,7 @@ class Store:
         if self._thread is not None:
             self._send()
             self._queue.put(None)
-            self._thread.join()
+            self.database.end(self._thread)
             self._thread = None
         if self._connection is not None:
             with contextlib.suppress(sa.exc.SQLAlchemyError):
@@ -571,6 +574,8 @@ class Store:
                 item.timer = None
             if item.is_late and error is None and self.unclaimed is not None:
                 self.unclaimed(result)
+            elif item.is_late and error is not None and not item.is_open and item.undone is not None:
+                item.undone()
             if item.future is None or item.future.done():
                 continue
             if error is None:
@@ -587,6 +592,7 @@ class Store:
         key: tuple[str, str] | None = None,
         trial: bool = False,
         patient: bool = False,
+        undone: Callable[[], None] | None = None,
     ) -> asyncio.Future[_T]:
         """Queue a job; the future is done when its transaction is committed.
 
@@ -596,13 +602,14 @@ class Store:
             key: The key that it will ask for, by ``key_id`` and ``skid``.
             trial: Whether it only tests that the database can be written.
             patient: Whether it may take longer than others wait.
+            undone: Called when it is known that nothing was done, if the future's DatabaseLost came before that.
 
         Returns:
             A future, which raises what the job raised, StoreError, or DatabaseLost.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial)
+        item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial, undone=undone)
         if self.database.is_server and not patient:
             item.timer = loop.call_later(self.wait_s, item.expire, self._why)
         if not self._submitted or self._loop is not loop:

@@ -15,7 +15,7 @@ from appliance.certs.status import CertState
 from appliance.cms import reading
 from appliance.cms.audit import verify_audit
 from appliance.cms.dialect import Login
-from appliance.cms.jobs import Waiting
+from appliance.cms.jobs import Question, Waiting
 from appliance.cms.nodes import Nodes
 from appliance.cms.reading import Readers
 from appliance.cms.store import Store
@@ -455,3 +455,26 @@ def test_a_store_does_not_open_a_database_that_a_command_has_for_itself(site):
         with pytest.raises(ConfigurationError, match="in use by a command that needs it alone"):
             site.another("b")
     engine.dispose()
+
+
+async def test_who_gave_up_is_told_once_it_is_known_that_nothing_was_done(postgres):
+    site = Site(postgres, wait_s=0.2)
+    try:
+        undone = asyncio.Event()
+        site.proxy.cut()
+        with pytest.raises(DatabaseLost):
+            await site.store.submit(issue(1), undone=undone.set)
+        async with asyncio.timeout(60):
+            await undone.wait()
+        site.proxy.mend()
+        # One whose commit was sent, and of which nobody knew what became of it.
+        undone.clear()
+        item = Waiting(issue(2), undone=undone.set)
+        item.is_late = item.is_open = True
+        site.store._question = Question("a token that no commit has written", [item], [(2, None)], (0, ""))
+        await site.store.submit(issue(3), patient=True)
+        async with asyncio.timeout(60):
+            await undone.wait()
+        assert site.serials() == [3]
+    finally:
+        site.close()
