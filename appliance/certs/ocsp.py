@@ -201,7 +201,6 @@ def verify_response(
     return answer
 
 
-@quiet()
 def read_response(der: bytes, *, issuer: x509.Certificate, serial: int) -> StatusAnswer:
     """Verify everything in an OCSP answer except its times, to tell a wrong clock from a wrong answer.
 
@@ -214,36 +213,41 @@ def read_response(der: bytes, *, issuer: x509.Certificate, serial: int) -> Statu
         msg = f"the OCSP response has {len(der)} bytes; 1 to {_MAX_BYTES} are accepted"
         raise CertificateStatusError(msg)
     try:
-        response = ocsp.load_der_ocsp_response(der)
-        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
-            msg = f"the OCSP response says {response.response_status.name}, which is not a status"
-            raise CertificateStatusError(msg)
-        _check_responder(response, issuer)
-        _check_signature(response, issuer)
-        singles = list(response.responses)
-        if len(singles) != 1:
-            msg = f"the OCSP response holds {len(singles)} answers; exactly one is accepted"
-            raise CertificateStatusError(msg)
-        single = singles[0]
-        _check_subject(single, serial, issuer)
-        _check_extensions(response)
-        if single.next_update_utc is None:
-            msg = "the OCSP response does not say how long it is valid"
-            raise CertificateStatusError(msg)
-        if single.next_update_utc <= single.this_update_utc:
-            msg = "the OCSP response ends before it begins"
-            raise CertificateStatusError(msg)
-        return StatusAnswer(
-            _STATE[single.certificate_status],
-            single.serial_number,
-            single.this_update_utc,
-            single.next_update_utc,
-            single.revocation_time_utc,
-            der,
-        )
+        with quiet():
+            return _read(der, issuer, serial)
     except UNREADABLE as exc:
         msg = f"the OCSP response cannot be read: {exc}"
         raise CertificateStatusError(msg) from exc
+
+
+def _read(der: bytes, issuer: x509.Certificate, serial: int) -> StatusAnswer:
+    response = ocsp.load_der_ocsp_response(der)
+    if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+        msg = f"the OCSP response says {response.response_status.name}, which is not a status"
+        raise CertificateStatusError(msg)
+    _check_responder(response, issuer)
+    _check_signature(response, issuer)
+    singles = list(response.responses)
+    if len(singles) != 1:
+        msg = f"the OCSP response holds {len(singles)} answers; exactly one is accepted"
+        raise CertificateStatusError(msg)
+    single = singles[0]
+    _check_subject(single, serial, issuer)
+    _check_extensions(response)
+    if single.next_update_utc is None:
+        msg = "the OCSP response does not say how long it is valid"
+        raise CertificateStatusError(msg)
+    if single.next_update_utc <= single.this_update_utc:
+        msg = "the OCSP response ends before it begins"
+        raise CertificateStatusError(msg)
+    return StatusAnswer(
+        _STATE[single.certificate_status],
+        single.serial_number,
+        single.this_update_utc,
+        single.next_update_utc,
+        single.revocation_time_utc,
+        der,
+    )
 
 
 def _check_responder(response: ocsp.OCSPResponse, issuer: x509.Certificate) -> None:

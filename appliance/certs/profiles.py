@@ -358,13 +358,14 @@ def prepare_certificate(
             extensions.append(tbs.extension(CONFIG_PV_OID, encode_pv_name(config_pv, raw=raw_pv_names)))
         if renew_by is not None:
             extensions.append(tbs.extension(RENEW_BY_OID, encode_time(renew_by)))
+        name = subject.public_bytes()
         body = tbs.certificate_body(
             algorithm,
             serial=serial,
             issuer=common.issuer,
             not_before=not_before,
             not_after=not_after,
-            subject=subject.public_bytes(),
+            subject=name,
             key=key,
             extensions=extensions,
         )
@@ -372,7 +373,8 @@ def prepare_certificate(
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         msg = f"the certificate for {subject_text(subject)} cannot be made: {exc}"
         raise CertificateError(msg) from exc
-    check_certificate(written, issuer=issuer.certificate, usage=usage)
+    holder = Holder(serial, subject, name, public_key, key)
+    check_certificate(written, issuer=issuer.certificate, usage=usage, holder=holder)
     return body
 
 
@@ -438,7 +440,7 @@ class _Authority(NamedTuple):
 @lru_cache(maxsize=16)
 def _authority(certificate: x509.Certificate) -> _Authority:
     return _Authority(
-        tbs.names(certificate.tbs_certificate_bytes)[1],
+        tbs.parts(certificate.tbs_certificate_bytes).subject,
         certificate.not_valid_after_utc,
         certificate.public_key(),
         subject_key_identifier(certificate),
@@ -465,10 +467,10 @@ def _key_usage(*bits: str) -> x509.KeyUsage:
 
 def _key_bits(key: CertificatePublicKeyTypes) -> tuple[str, ...]:
     # RFC 5480 3 and RFC 8410 5: only RSA has key encipherment, Ed25519 only signs.
-    if isinstance(key, rsa.RSAPublicKey):
-        return ("digital_signature", "key_encipherment")
     if isinstance(key, ec.EllipticCurvePublicKey):
         return ("digital_signature", "key_agreement")
+    if isinstance(key, rsa.RSAPublicKey):
+        return ("digital_signature", "key_encipherment")
     return ("digital_signature",)
 
 
@@ -533,22 +535,51 @@ def check_ca(certificate: x509.Certificate) -> None:
     _raise(certificate, problems)
 
 
-def check_certificate(certificate: x509.Certificate, *, issuer: x509.Certificate, usage: str) -> None:
+class Holder(NamedTuple):
+    """Whom a certificate should be for: what it has to have in these places, and what that means."""
+
+    serial: int
+    subject: x509.Name
+    subject_der: bytes
+    key: CertificatePublicKeyTypes
+    key_der: bytes
+
+
+def check_certificate(
+    certificate: x509.Certificate, *, issuer: x509.Certificate, usage: str, holder: Holder | None = None
+) -> None:
     """Check an end entity's certificate against its profile, except its signature.
+
+    Args:
+        certificate: The certificate.
+        issuer: Its authority's.
+        usage: What it is for.
+        holder: Whom it must be for, if the caller knows. Octets that are the same as expected are not read a second time.
 
     Raises:
         CertificateError: It breaks the profile; the text lists every problem.
     """
     values = extension_values(certificate)
-    key, serial = key_and_serial(certificate)
+    parts = tbs.parts(certificate.tbs_certificate_bytes)
     authority = _authority(issuer)
-    problems = _subject_problems(certificate.subject)
+    if holder is None:
+        key, serial = key_and_serial(certificate)
+        subject = certificate.subject
+    else:
+        key, serial, subject = holder.key, holder.serial, holder.subject
+    problems = _subject_problems(subject)
+    if holder is not None and (parts.serial, parts.subject, parts.key) != (
+        holder.serial,
+        holder.subject_der,
+        holder.key_der,
+    ):
+        problems.append("its serial number, subject or key is not the one that it was made for")
     if x509.SubjectKeyIdentifier.oid not in values:
         problems.append("it has no subject key identifier")
     problems += _common_problems(certificate, key, serial, values)
     if serial >= 1 << 64:
         problems.append("its serial number does not fit 64 bits")
-    if tbs.names(certificate.tbs_certificate_bytes)[0] != authority.name:
+    if parts.issuer != authority.name:
         problems.append("its issuer is not the subject of the CA")
     if certificate.not_valid_after_utc > authority.not_after:
         problems.append(

@@ -149,8 +149,12 @@ def ed25519_problem(key: ed25519.Ed25519PublicKey) -> str | None:
 _PSS: Final = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
 
 
+_SHA256: Final = ec.ECDSA(hashes.SHA256())
+_SHA384: Final = ec.ECDSA(hashes.SHA384())
+
+
 def _curve_hash(key: ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) -> ec.ECDSA:
-    return ec.ECDSA(hashes.SHA384() if key.curve.key_size > 256 else hashes.SHA256())
+    return _SHA384 if key.curve.key_size > 256 else _SHA256
 
 
 def sign(key: PrivateKeyTypes, message: bytes) -> bytes:

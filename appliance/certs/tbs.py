@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -26,7 +26,7 @@ __all__ = [
     "extension",
     "key_bits",
     "key_identifier",
-    "names",
+    "parts",
     "request_body",
     "signed",
 ]
@@ -111,22 +111,46 @@ def certificate_body(
     )
 
 
-def names(body: bytes) -> tuple[bytes, bytes]:
-    """Return the issuer's and the subject's Name of a TBSCertificate that was read before, in DER."""
-    rest = read_tlv(body)[1]
-    tag, _, after = read_tlv(rest)
-    if tag == _EXPLICIT_VERSION:
-        rest = after
-    for _ in range(2):  # serial number, algorithm
-        rest = read_tlv(rest)[2]
-    at_issuer = rest
-    after_issuer = read_tlv(rest)[2]
-    at_subject = read_tlv(after_issuer)[2]  # behind the dates
-    after_subject = read_tlv(at_subject)[2]
-    return (
-        at_issuer[: len(at_issuer) - len(after_issuer)],
-        at_subject[: len(at_subject) - len(after_subject)],
+class Parts(NamedTuple):
+    """Parts of a TBSCertificate as they are written in it: the serial number, and whole elements in DER."""
+
+    serial: int
+    issuer: bytes
+    subject: bytes
+    key: bytes
+
+
+def parts(body: bytes) -> Parts:
+    """Return parts of a TBSCertificate that the library has read before, so it is well formed."""
+    start = _content(body, 0)
+    if body[start] == _EXPLICIT_VERSION:
+        start = _end(body, start)
+    serial = _end(body, start)
+    algorithm = _end(body, serial)
+    issuer = _end(body, algorithm)
+    dates = _end(body, issuer)
+    subject = _end(body, dates)
+    return Parts(
+        int.from_bytes(body[_content(body, start) : serial], "big", signed=True),
+        body[algorithm:issuer],
+        body[dates:subject],
+        body[subject : _end(body, subject)],
     )
+
+
+def _content(body: bytes, at: int) -> int:
+    """Return where the content of the element at a place begins."""
+    size = body[at + 1]
+    return at + 2 if size < 0x80 else at + 2 + (size & 0x7F)
+
+
+def _end(body: bytes, at: int) -> int:
+    """Return where the element at a place ends."""
+    size = body[at + 1]
+    if size < 0x80:
+        return at + 2 + size
+    start = at + 2 + (size & 0x7F)
+    return start + int.from_bytes(body[at + 2 : start], "big")
 
 
 def request_body(*, subject: bytes, key: bytes, extensions: Iterable[bytes]) -> bytes:

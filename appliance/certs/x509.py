@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -109,18 +109,14 @@ _SHORT = {
 _PURPOSES = {"client": ExtendedKeyUsageOID.CLIENT_AUTH, "server": ExtendedKeyUsageOID.SERVER_AUTH}
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> contextlib.AbstractContextManager[object]:
     """Read what somebody else has made, without the warnings of `cryptography` about it.
 
     It warns about names that are too long for RFC 5280, serial numbers that are not positive, and kinds of keys that it will
     drop. The user did not make the certificate and cannot act on that. Some users also turn warnings into errors (``python -W
     error``), and nobody expects those.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 def adopt(certificate: x509.Certificate) -> x509.Certificate:

@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from appliance.daemon import logging as daemon_logging
 
         level = "DEBUG" if options.verbose else effective.settings.log_level
-        for fault in (*daemon_logging.configure(level=level), *effective.warnings):
+        for fault in (*daemon_logging.configure(level=level, gathers=True), *effective.warnings):
             _log.warning("%s", fault)
         if options.admin_keychain_new is not None:
             return _new_administrator(effective, options.admin_keychain_new)

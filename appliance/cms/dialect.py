@@ -180,7 +180,12 @@ def engine_for(
     engine = sa.create_engine(
         f"sqlite:///file:{quote(os.path.abspath(where))}{mode}{'&' if mode else '?'}uri=true",  # noqa: PTH100
         poolclass=NullPool,
-        connect_args={"check_same_thread": False, "isolation_level": None, "timeout": 10.0},
+        connect_args={
+            "check_same_thread": False,
+            "isolation_level": None,
+            "timeout": 10.0,
+            "cached_statements": 256,
+        },
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -190,6 +195,8 @@ def engine_for(
             cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute("PRAGMA cache_size=-32768")
+        # What a statement needs to take itself back, and what it sorts, stays in memory: otherwise each writes a file for it.
+        cursor.execute("PRAGMA temp_store=MEMORY")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -36,6 +36,7 @@ from appliance.certs.profiles import (
 from appliance.certs.public_keys import key_identity
 from appliance.certs.san import San, canonical, in_certificate
 from appliance.certs.schedule import Schedule
+from appliance.certs.tbs import encoded_key, key_identifier
 from appliance.certs.x509 import UNREADABLE, cert_id, encode_pv_name, pem_chain, quiet
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, NewCertificate, shown_time
@@ -438,7 +439,7 @@ def _read_key(pem: str) -> tuple[CertificatePublicKeyTypes, str, str]:
     problem = check_public_key(key)  # type: ignore[arg-type]
     if problem:
         raise CertificateError(f"the public key is not acceptable: {problem}")
-    skid = x509.SubjectKeyIdentifier.from_public_key(key).digest.hex()  # type: ignore[arg-type]
+    skid = key_identifier(encoded_key(key)).hex()  # type: ignore[arg-type]
     return key, key_identity(key), skid  # type: ignore[return-value, arg-type]
 
 

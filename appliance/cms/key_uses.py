@@ -7,10 +7,9 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from appliance.cms import schema
-from appliance.cms.statements import KEY_USE
+from appliance.cms.statements import Several
 
-__all__ = ["KeyUse", "KeyUses"]
+__all__ = ["OF_KEYS", "KeyUse", "KeyUses"]
 
 
 class KeyUse(NamedTuple):
@@ -21,19 +20,13 @@ class KeyUse(NamedTuple):
     barred: bool
 
 
-_C: Final = schema.certs.c
 # Any number of certificates may have one key. All that counts is whether one of them is barred, is the service's own, or has
 # another subject; so the first and the last subject of those that are alike stand for all.
-_ALIKE: Final = tuple(_C[name] for name in KEY_USE)
-_USES: Final = sa.select(*_ALIKE, sa.func.min(_C.subject), sa.func.max(_C.subject)).group_by(*_ALIKE)
 # Of all authorities: a key that is barred stays barred when a new authority takes over.
-# Two indexes, one for each half. Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
-_OF_KEY: Final = _USES.where(sa.or_(_C.key_id == sa.bindparam("key"), _C.skid == sa.bindparam("name")))
-_OF_KEYS: Final = _USES.where(
-    sa.or_(
-        _C.key_id.in_(sa.bindparam("keys", expanding=True)),
-        _C.skid.in_(sa.bindparam("names", expanding=True)),
-    )
+# Rows of the first version have no `key_id`. In others it says all that `skid` does. One index serves both halves.
+OF_KEYS: Final = Several(
+    "SELECT key_id, skid, usage, barred, min(subject), max(subject) FROM certs "
+    "WHERE key_id {} OR (key_id = '' AND skid {}) GROUP BY key_id, skid, usage, barred"
 )
 
 
@@ -55,16 +48,10 @@ class KeyUses:
 
     def prefetch(self, keys: Iterable[tuple[str, str]]) -> None:
         """Read the uses of many keys at once."""
-        wanted = self.missing(keys)
-        if not wanted:
-            return
-        if len(wanted) == 1:
-            ((key_id, skid),) = wanted
-            rows = self._connection.execute(_OF_KEY, {"key": key_id, "name": skid})
-        else:
-            names = {"keys": [key_id for key_id, _ in wanted], "names": [skid for _, skid in wanted]}
-            rows = self._connection.execute(_OF_KEYS, names)
-        self.take(wanted, rows.all())
+        wanted = list(self.missing(keys))
+        if wanted:
+            names = [key_id for key_id, _ in wanted], [skid for _, skid in wanted]
+            self.take(wanted, OF_KEYS.rows(self._connection, *names))
 
     def missing(self, keys: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
         """Return those of some keys whose uses were not read yet."""

@@ -635,7 +635,11 @@ class Lifecycle:
     def _lapse_in_time(self, transaction: Transaction) -> None:
         """Have the sweep look at requests when they end by the present setting; until now it may have been another one."""
         end = certs.c.state_date + self.sweep.pending_s
-        waits = (certs.c.state == CertState.PENDING_APPROVAL.value, certs.c.next_at > end)
+        waits = (
+            certs.c.issuer.in_([*transaction.authorities]),
+            certs.c.state == CertState.PENDING_APPROVAL.value,
+            certs.c.next_at > end,
+        )
         transaction.connection.execute(sa.update(certs).where(*waits).values(next_at=end))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:

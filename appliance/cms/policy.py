@@ -134,6 +134,17 @@ def read_acf(path: str) -> AccessSecurity:
     return load_acf(text, file=path, gateway=True)
 
 
+def _administrators(acf: AccessSecurity) -> frozenset[str]:
+    names = {
+        name.rpartition("/")[2]
+        for members in acf.uags.values()
+        for name in members
+        if not name.startswith("role/")
+    }
+    entries = (entry for found in acf.subjects.values() for entry in found)
+    return frozenset(names | {text for entry in entries for key, text in entry.parts if key == "CN"})
+
+
 class Policy(AccessPolicy):
     """Judges peers by the access security file. `acf` may be replaced at any time."""
 
@@ -141,6 +152,7 @@ class Policy(AccessPolicy):
         self, acf: AccessSecurity, names: Names, organizations: frozenset[str] = frozenset()
     ) -> None:
         self.acf = acf
+        self._administrators = acf, _administrators(acf)
         self.names = names
         self.organizations = organizations
         """Organizations whose users the file names without organization, besides the service's own."""
@@ -162,14 +174,10 @@ class Policy(AccessPolicy):
 
     def administrators(self) -> frozenset[str]:
         """Return names with a meaning in access security: nobody obtains them without approval."""
-        names = {
-            name.rpartition("/")[2]
-            for members in self.acf.uags.values()
-            for name in members
-            if not name.startswith("role/")
-        }
-        entries = (entry for found in self.acf.subjects.values() for entry in found)
-        return frozenset(names | {text for entry in entries for key, text in entry.parts if key == "CN"})
+        of, names = self._administrators
+        if of is not self.acf:
+            self._administrators = self.acf, names = self.acf, _administrators(self.acf)
+        return names
 
     def rights(self, name: str, peer: Credentials) -> Rights:
         """Return the rights of a peer on a channel."""

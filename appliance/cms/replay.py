@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from appliance.cms.grouped import insert_missing
 from appliance.cms.inuse import is_at
 from appliance.cms.schema import known, meta, replay
-from appliance.cms.statements import insert_missing
 from appliance.cms.store import Store
 from appliance.cms.transaction import StoreError, Transaction
 from appliance.config.files import write_private

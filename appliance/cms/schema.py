@@ -84,10 +84,9 @@ certs: Final = Table(
     Column("node", String(64), nullable=False, default="", server_default=""),
     Column("came_from", String(64), nullable=False, default="", server_default=""),
     Column("next_at", BigInteger, nullable=True),
+    # Each index costs every new certificate a page of the database, so there is none that no question needs.
     Index("certs_subject", "subject"),
-    Index("certs_state", "state", "not_after"),
-    Index("certs_skid", "skid"),
-    Index("certs_key", "key_id"),
+    Index("certs_key", "key_id", "skid"),
     Index("certs_listed", "issuer", "state", "created", "serial"),
     Index("certs_ends", "issuer", "not_after", "serial"),
     # In the order of code points, as SQLite has it: then one range of the index is all names with the same beginning.

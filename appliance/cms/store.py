@@ -26,9 +26,10 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
+from appliance.cms.grouped import LastCommit
 from appliance.cms.inuse import InUse
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
-from appliance.cms.statements import LastCommit
+from appliance.cms.statements import rows_of
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
 from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
 
@@ -39,8 +40,8 @@ _T = TypeVar("_T")
 _GROUP: Final = 512
 _AT_ONCE: Final = 16
 """Results that are delivered in one turn of the event loop."""
-_GATHER_S: Final = 0.00015
-_GATHER_MAX_S: Final = 0.002
+_GATHER_S: Final = 0.02
+"""So long at most the next commit waits until the event loop has done with the results of the last one."""
 TOLD_EVERY_S: Final = 60.0
 """Seconds between two log lines that say that the database cannot be written."""
 
@@ -128,6 +129,8 @@ class Store:
         self._queue: queue.SimpleQueue[list[Waiting] | None] = queue.SimpleQueue()
         self._submitted: list[Waiting] = []
         """Jobs of this turn of the event loop. They go to the thread together: one commit, and one change of threads."""
+        self._taken = threading.Event()
+        """Whether the event loop has done with the results of the last commit."""
         self._lock_fd = -1
         self._in_use = InUse()
         self._connection: sa.Connection | None = None
@@ -529,6 +532,7 @@ class Store:
 
     def _hand_over(self, group: Sequence[Waiting], results: Results) -> None:
         if group and self._loop is not None:
+            self._taken.clear()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._deliver, group, results)
 
@@ -562,7 +566,8 @@ class Store:
             self._lock_fd = -1
 
     def _deliver(self, group: Sequence[Waiting], results: Sequence[tuple[Any, Exception | None]]) -> None:
-        if len(group) > _AT_ONCE:
+        is_last = len(group) <= _AT_ONCE
+        if not is_last:
             # What follows is a signature for each. Meanwhile others' requests are read, and the next commit begins.
             loop = self._loop
             assert loop is not None
@@ -582,6 +587,8 @@ class Store:
                 item.future.set_result(result)
             else:
                 item.future.set_exception(error)
+        if is_last and self._loop is not None:
+            self._loop.call_soon(self._taken.set)  # behind those who have their result now
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -644,8 +651,9 @@ class Store:
             if first is None:
                 return
             if busy > 2:
-                # Under load one commit for many is better than a commit at once; a single request never waits.
-                time.sleep(min(busy * _GATHER_S, _GATHER_MAX_S))
+                # Under load one commit for many is better than a commit at once, and two threads that work at a time are in each
+                # other's way. A single request never waits.
+                self._taken.wait(_GATHER_S)
             group = first + self._more(_GROUP - len(first))
             trial = all(item.trial for item in group)
             if self.database.is_server:
@@ -746,7 +754,7 @@ class Store:
     def _alone(self, connection: sa.Connection) -> bool:
         """Whether nobody else has committed since the last call; call it inside a transaction."""
         before = self._version
-        self._version = int(connection.exec_driver_sql("PRAGMA data_version").scalar() or 0)
+        ((self._version,),) = rows_of(connection, "PRAGMA data_version")
         return self._version == before
 
     def _tell(self, why: str, *, defect: Exception | None = None, is_seen: bool = False) -> None:

@@ -9,15 +9,17 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 
 from appliance.certs.status import CertState
-from appliance.cms import schema, statements
+from appliance.cms import grouped, schema
+from appliance.cms.grouped import LastCommit
 from appliance.cms.key_uses import KeyUse, KeyUses
-from appliance.cms.statements import LastCommit
+from appliance.cms.statements import Several
 from appliance.daemon.audit import GENESIS, canonical, chain_canonical
 from appliance.errors import ApplianceError
 
 __all__ = [
     "IN_DOUBT",
     "LIVE",
+    "OF_SUBJECTS",
     "Authorities",
     "CertRecord",
     "Job",
@@ -103,8 +105,7 @@ def not_computed(record: CertRecord) -> int | None:
 _COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
 # Made once: SQLAlchemy takes longer to compile a new statement than SQLite takes to run it.
 _ROWS: Final = sa.select(*_COLUMNS)
-_OF_SUBJECT: Final = _ROWS.where(schema.certs.c.subject == sa.bindparam("of"))
-_OF_SUBJECTS: Final = _ROWS.where(schema.certs.c.subject.in_(sa.bindparam("of", expanding=True)))
+OF_SUBJECTS: Final = Several(f"SELECT {', '.join(CertRecord._fields)} FROM certs WHERE subject {{}}")  # noqa: S608 - our own names
 _OF_SERIAL: Final = _ROWS.where(schema.certs.c.serial == sa.bindparam("number"))
 _AUDIT_HEAD: Final = (
     sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
@@ -174,18 +175,13 @@ class Transaction:
             return
         for subject in wanted:
             self._by_subject[subject] = []
-        if len(wanted) == 1:
-            found_rows = self.connection.execute(_OF_SUBJECT, {"of": wanted[0]})
-        else:
-            found_rows = self.connection.execute(_OF_SUBJECTS, {"of": wanted})
-        # All at once: each fetch lets other threads run, and then waits for its turn.
-        self._take(found_rows.all())
+        self._take(OF_SUBJECTS.rows(self.connection, wanted))
 
     def _read(self, subjects: Sequence[str], keys: Collection[tuple[str, str]]) -> None:
         """Read from a database server what is known about subjects and keys, and the end of the audit, at once."""
         if not subjects and not keys and self._head is not None:
             return
-        found = statements.read(self.connection, CertRecord._fields, subjects, keys)
+        found = grouped.read(self.connection, CertRecord._fields, subjects, keys)
         if self._head is None:
             self._head = found.head or (0, GENESIS)
         self._keys.take(keys, found.uses)
@@ -406,13 +402,13 @@ class Transaction:
             self._write()
             return
         if self._new_certs:
-            statements.insert(self.connection, schema.certs, self._new_certs)
+            grouped.insert(self.connection, schema.certs, self._new_certs)
         if self._renewed:
-            changed = statements.renew(self.connection, self._renewed)
+            changed = grouped.renew(self.connection, self._renewed)
             if changed not in (len(self._renewed), -1):  # -1: this database's driver does not say
                 raise StoreError(_CHANGED)
         if self._new_audit:
-            statements.insert(self.connection, schema.audit, self._new_audit)
+            grouped.insert(self.connection, schema.audit, self._new_audit)
         self._written()
 
     def finish(self, commit: LastCommit | None, notify: tuple[str, str] | None) -> bool:
@@ -429,12 +425,12 @@ class Transaction:
 
     def _write(
         self, commit: LastCommit | None = None, notify: tuple[str, str] | None = None
-    ) -> statements.Written:
-        first: statements.Rows = ()
-        for later in statements.each_once(self._renewed):
+    ) -> grouped.Written:
+        first: grouped.Rows = ()
+        for later in grouped.each_once(self._renewed):
             self._renew_some(first)
             first = later
-        written = statements.write(
+        written = grouped.write(
             self.connection,
             certs=self._new_certs,
             audit=self._new_audit,
@@ -447,8 +443,8 @@ class Transaction:
         self._written()
         return written
 
-    def _renew_some(self, rows: statements.Rows) -> None:
-        if statements.write(self.connection, renewed=rows).renewed != len(rows):
+    def _renew_some(self, rows: grouped.Rows) -> None:
+        if grouped.write(self.connection, renewed=rows).renewed != len(rows):
             raise StoreError(_CHANGED)
 
     def _written(self) -> None:
@@ -487,7 +483,7 @@ def mark_delivered(serials: Sequence[int]) -> Job:
 
     def job(transaction: Transaction) -> None:
         transaction.flush()
-        statements.deliver(transaction.connection, serials)
+        grouped.deliver(transaction.connection, serials)
 
     return job
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from functools import lru_cache
 from typing import Final
 
 from appliance.errors import ConfigurationError
@@ -50,13 +51,9 @@ class Duration:
         Raises:
             ConfigurationError: The end is after the year 9999.
         """
-        year, month = divmod(start.year * 12 + start.month - 1 + self.months, 12)
         try:
-            if not self.months:
-                return start + dt.timedelta(seconds=self.seconds)
-            first = start.replace(year=year, month=month + 1, day=1)
-            last = 31 if month == 11 else (dt.date(year, month + 2, 1) - dt.timedelta(days=1)).day
-            return first.replace(day=min(start.day, last)) + dt.timedelta(seconds=self.seconds)
+            days = _days(start.year, start.month, start.day, self.months) if self.months else 0
+            return start + dt.timedelta(days, self.seconds)
         except (ValueError, OverflowError) as error:
             raise ConfigurationError(f"the duration {self} ends after the year 9999") from error
 
@@ -74,6 +71,14 @@ class Duration:
             " ".join(f"{number}{unit}" for number, unit in zip(numbers, "yMdhms", strict=True) if number)
             or "0m"
         )
+
+
+@lru_cache(maxsize=64)
+def _days(year: int, month: int, day: int, months: int) -> int:
+    """Return the days from a date to the same day of a later month."""
+    end_year, end_month = divmod(year * 12 + month - 1 + months, 12)
+    last = 31 if end_month == 11 else (dt.date(end_year, end_month + 2, 1) - dt.timedelta(days=1)).day
+    return (dt.date(end_year, end_month + 1, min(day, last)) - dt.date(year, month, day)).days
 
 
 def parse_duration(text: str | int) -> Duration:

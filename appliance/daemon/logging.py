@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 from appliance.daemon.names import identified
@@ -67,8 +68,6 @@ _NAMED: Final = re.compile(
     # pkcs11:token= names a token, and is none.
     r"(?i)(password|passwd|pwd|secret|(?<!pkcs11:)token)([\"']?\s*[=:]\s*)(?:\"([^\"]*)\"?|'([^']*)'?|([^\s,;&\"']+))"
 )
-_HINTS: Final = ("eyj", "private key", "bearer", "password", "passwd", "pwd", "secret", "token")
-"""Small letters, one of which is in each text that the patterns above find. Nearly all texts are done with after a look for these."""
 _SENTENCE: Final = re.compile(r"[A-Za-z]{1,15},? [A-Za-z0-9'\"/(]")
 _LONGEST_PATH: Final = 512
 _LONGEST: Final = 32768
@@ -76,12 +75,28 @@ _LONGEST: Final = 32768
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+def _is_clean(text: str) -> bool:
+    """Whether one look tells that none of the patterns above finds anything: so it is with nearly all texts."""
+    if not text.isascii():  # beyond ASCII there are other letters that count as these
+        return False
+    small = text.lower()
+    # A loop would take several times as long.
+    return not (
+        "eyj" in small
+        or "private key" in small
+        or "bearer" in small
+        or "password" in small
+        or "passwd" in small
+        or "pwd" in small
+        or "secret" in small
+        or "token" in small
+    )
+
+
 def redact(text: str) -> str:
     """Return text without tokens and private keys. This is the second protection; the first is not to log them at all."""
-    if text.isascii():  # beyond ASCII there are other letters that count as these
-        folded = text.lower()
-        if not any(hint in folded for hint in _HINTS):
-            return text
+    if _is_clean(text):
+        return text
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return _NAMED.sub(_without_value, text)
@@ -105,8 +120,18 @@ class Redactor(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Remove secrets from a record; always keep it."""
+        more = [
+            (key, value)
+            for key, value in vars(record).items()
+            if key not in _STANDARD and isinstance(value, str)
+        ]
         try:
-            record.msg = identified(redact(record.getMessage()))
+            text = record.getMessage()
+            whole = "\n".join([text, *[value for _, value in more]])
+            if not record.exc_info and len(whole) <= _LONGEST and _is_clean(whole):
+                record.msg, record.args = identified(text), None
+                return True
+            record.msg = identified(redact(text))
         except Exception:  # noqa: BLE001 - a wrong log call must not take the daemon down
             record.msg = redact(f"{record.msg} (wrong arguments)")
         if len(record.msg) > _LONGEST:
@@ -115,10 +140,17 @@ class Redactor(logging.Filter):
         if record.exc_info:
             record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
             record.exc_info = None
-        for key, value in vars(record).items():
-            if key not in _STANDARD and isinstance(value, str):
-                setattr(record, key, redact(value)[:_LONGEST])
+        for key, value in more:
+            setattr(record, key, redact(value)[:_LONGEST])
         return True
+
+
+_JSON: Final = json.JSONEncoder(default=str, ensure_ascii=False)
+
+
+@lru_cache(maxsize=2)
+def _second(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
 
 
 class _Text(logging.Formatter):
@@ -134,7 +166,7 @@ class _Text(logging.Formatter):
             # The journal has the time, and needs the level in front of every line.
             return _journal(record, text)
         millis = int(record.msecs)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = _second(int(record.created))
         if self.color and record.levelno >= logging.WARNING:
             text = f"\x1b[{31 if record.levelno >= logging.ERROR else 33}m{text}\x1b[0m"
         return f"{stamp}.{millis:03d}Z {text}"
@@ -146,7 +178,7 @@ class _Json(logging.Formatter):
         self.journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = _second(int(record.created))
         fields: dict[str, Any] = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",
             "level": record.levelname,
@@ -156,7 +188,7 @@ class _Json(logging.Formatter):
         }
         if record.exc_text:
             fields["exception"] = record.exc_text
-        text = json.dumps(fields, default=str, ensure_ascii=False)
+        text = _JSON.encode(fields)
         return _journal(record, text) if self.journal else text
 
 
@@ -191,6 +223,48 @@ def _priority(level: int) -> int:
 def _journal(record: logging.LogRecord, text: str) -> str:
     priority = _priority(record.levelno)
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+
+class _Gathering(logging.StreamHandler[TextIO]):
+    """Writes what is logged in one turn of the event loop at its end, in one piece; warnings and worse at once.
+
+    In each write other threads of the process run, and this one has to wait for its turn again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        self._loop: object = None
+        """The event loop that will write them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            if record.levelno >= logging.WARNING or not self._comes_later():
+                self.flush()
+        except Exception:  # noqa: BLE001 - a record that cannot be written must not take the daemon down
+            self.handleError(record)
+
+    def _comes_later(self) -> bool:
+        """Whether the event loop will write the lines."""
+        events = sys.modules.get("asyncio.events")
+        loop = None if events is None else events._get_running_loop()
+        if loop is None:
+            return False
+        if self._loop is not loop:
+            self._loop = loop
+            loop.call_soon(self.flush)
+        return True
+
+    def flush(self) -> None:
+        self.acquire()
+        try:
+            lines, self._lines, self._loop = self._lines, [], None
+            if lines:
+                self.stream.write("".join(lines))
+        finally:
+            self.release()
+        super().flush()
 
 
 class _Native(logging.StreamHandler[TextIO]):
@@ -266,6 +340,7 @@ def configure(
     stream: TextIO | None = None,
     environ: Mapping[str, str] | None = None,
     journal_socket: str = "",
+    gathers: bool = False,
 ) -> list[str]:
     """Send this package's log to stderr.
 
@@ -278,6 +353,8 @@ def configure(
         stream: Where to write; by default stderr.
         environ: The variables; by default the process's.
         journal_socket: The socket to use instead of journald's.
+        gathers: Write the lines of one turn of the event loop together. A process that is killed may lose those of its last
+            turn, except warnings and errors.
 
     Returns:
         Faults of the level specifications, for the caller to show.
@@ -286,7 +363,7 @@ def configure(
     stream = sys.stderr if stream is None else stream
     journal = _is_journal(stream, environ)
     terminal = stream.isatty()
-    handler: logging.StreamHandler[TextIO] = logging.StreamHandler(stream)
+    handler: logging.StreamHandler[TextIO] = (_Gathering if gathers else logging.StreamHandler)(stream)
     if fmt == "auto" and journal:
         from appliance.daemon.journal import SOCKET, JournalSender
 
@@ -302,9 +379,13 @@ def configure(
             root.removeHandler(former)
             if isinstance(former, _Native):
                 former.close()
+            else:
+                former.flush()
     handler.of_appliance = True  # type: ignore[attr-defined]
     root.addHandler(handler)
     logging.raiseExceptions = False
+    # Nobody shows these, and each line would pay for finding them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     manager = logging.Logger.manager
     for name in [name for name in manager.loggerDict if name.startswith(ROOT + ".")]:
         logging.getLogger(name).setLevel(logging.NOTSET)

@@ -14,7 +14,7 @@ from appliance.authn.grant import ProvenIdentity
 from appliance.authn.jwt.config import TrustedIssuer
 from appliance.config.secret import Secret
 from tests.helpers.identity_providers import SECRET, answers, canaille, process, tokens_from
-from tests.helpers.issuer_process import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.tokens import Bench
 
 

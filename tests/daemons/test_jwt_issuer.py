@@ -19,7 +19,8 @@ from appliance.authn.jwt.config import TrustedIssuer, from_environment
 from appliance.config import loader
 from appliance.issuer import passwords
 from appliance.issuer.config import IssuerConfig
-from tests.helpers.issuer_process import Issuer, free_port, once, running_issuer
+from tests.helpers.issuer_process import Issuer, once, running_issuer
+from tests.helpers.ports import free_port
 from tests.helpers.tokens import Bench, rsa_key
 
 

@@ -95,7 +95,7 @@ class AsLib:
 
     def __exit__(self, *_):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(30)
         self.process.stdout.close()
 
     def ask(self, acf, questions=()):

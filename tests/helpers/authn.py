@@ -20,7 +20,7 @@ from appliance.certs.signer import KeySigner
 from tests.helpers.cms import Process
 from tests.helpers.issuer_process import COMMAND as ISSUER
 from tests.helpers.issuer_process import environment as issuer_environment
-from tests.helpers.issuer_process import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.recording_proxy import RecordingProxy
 from tests.helpers.tools import ROOT, Done
 
@@ -207,4 +207,4 @@ def running_site(directory: Path, *arguments: str, **variables: str) -> Iterator
             yield Site(directory, cms, url, Port(tcp, tcp_port), Port(tls, tls_port))
     finally:
         issuer.terminate()
-        issuer.communicate(timeout=20)
+        issuer.communicate(timeout=30)

@@ -279,7 +279,7 @@ class Process:
         """Wait for its end: status, standard output, standard error."""
         status = self.process.wait(limit_s)
         for source, target in ((self._out, self.lines), (self._err, self.log)):
-            while (line := source.get(timeout=10)) is not None:
+            while (line := source.get(timeout=60)) is not None:
                 target.append(line)
         return status, "".join(self.lines), "".join(self.log)
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.helpers.peers import free_port
+from tests.helpers.ports import free_port
 
 START_S = 30.0
 
@@ -39,7 +38,7 @@ async def ours(folder: Path, upstream_udp: int, **more: Any) -> AsyncIterator[Ru
 
     ``more`` is for its server side, ``top`` for the file, ``tcp`` and ``udp`` are its ports if they must be known before.
     """
-    tcp, udp = more.pop("tcp", 0) or free_port(socket.SOCK_STREAM), more.pop("udp", 0) or free_port()
+    tcp, udp = more.pop("tcp", 0) or free_port(), more.pop("udp", 0) or free_port()
     top = more.pop("top", {})
     configuration = {
         "clients": {
@@ -79,7 +78,7 @@ async def p4ps(
     folder: Path, upstream_udp: int, *, program: str = "p4p.gw", options: Sequence[str] = (), **more: Any
 ) -> AsyncIterator[Running]:
     """p4p's gateway, or another program with the same file; ``more`` is for its server."""
-    tcp, udp = free_port(socket.SOCK_STREAM), free_port()
+    tcp, udp = free_port(), free_port()
     configuration = {
         "version": 2,
         "clients": [{"name": "c", "addrlist": "127.0.0.1", "autoaddrlist": False, "bcastport": upstream_udp}],
@@ -122,7 +121,7 @@ async def _running(folder: Path, words: list[str], tcp: int, udp: int) -> AsyncI
     finally:
         process.terminate()
         try:
-            await asyncio.to_thread(process.wait, 10)
+            await asyncio.to_thread(process.wait, 60)
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)

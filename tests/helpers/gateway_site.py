@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tests.helpers.authn import INSIDE, Account, Site, running_site
-from tests.helpers.peers import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.tools import ROOT
 
 HOST = "127.0.0.1"
@@ -52,7 +52,7 @@ class Outside(NamedTuple):
 
 def free_ports() -> Ports:
     """Ports for one gateway."""
-    return {name: free_port(socket.SOCK_STREAM) for name in ("tcp", "tls", "relay")} | {"udp": free_port()}
+    return {name: free_port() for name in ("tcp", "tls", "relay")} | {"udp": free_port()}
 
 
 def configuration(ports: Ports, upstream: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def gateway_process(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -98,7 +98,7 @@ async def refusal(client: Context, name: str, server: tuple[str, int, bool]) -> 
     """Ask for a PV of a server that refuses its channel; return why."""
     asking = asyncio.create_task(client.get(name, server=server, timeout=None))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not (why := client.channel(name, server).trouble):
                 await asyncio.sleep(0.01)
     finally:

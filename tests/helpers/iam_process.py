@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 import time
 import uuid
@@ -26,10 +25,7 @@ def main() -> None:
     from joserfc.jwk import JWKRegistry
     from pytest_iam import Server
 
-    subject, redirect_uri = sys.argv[1:3]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    subject, redirect_uri, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
     key = JWKRegistry.generate_key("RSA", 2048)
     key.ensure_kid()
     issue = provider.generate_access_token

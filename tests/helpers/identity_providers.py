@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from tests.helpers import iam_process
+from tests.helpers.ports import free_port
 
 REDIRECT = "http://localhost/callback"
 SECRET = "client-secret-of-a-test"
@@ -80,7 +81,7 @@ async def tokens_from(
 @asynccontextmanager
 async def canaille() -> AsyncIterator[str]:
     """The URL of the identity provider behind pytest-iam, with the clients cms, softioc and opaque."""
-    async with process(iam_process.__file__, "softioc", REDIRECT) as child:
+    async with process(iam_process.__file__, "softioc", REDIRECT, str(free_port())) as child:
         assert child.stdout is not None
         async with asyncio.timeout(60):
             told = json.loads(await child.stdout.readline())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,17 +12,11 @@ from pathlib import Path
 
 from appliance.client import Context
 from appliance.config.pva import resolve_client
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "appliance" / "quickstart" / "data"
 EXAMPLE_FILES = [EXAMPLES / name for name in ("example.db", "groups.db", "image.db")]
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """A port that nobody has now."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class IocProcess:
@@ -101,7 +94,7 @@ def environment(udp: int, tcp: int, **variables: str | None) -> dict[str, str]:
 
 @asynccontextmanager
 async def _running(*command: str, cwd: Path | None, **variables: str | None) -> AsyncIterator[IocProcess]:
-    udp, tcp = free_port(socket.SOCK_DGRAM), free_port()
+    udp, tcp = free_port(), free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *command,

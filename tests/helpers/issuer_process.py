@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,18 +20,6 @@ def environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
         name: value for name, value in os.environ.items() if name not in own and not name.startswith("PVXS")
     }
     return {**base, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **changes}
-
-
-def free_port() -> int:
-    """A port for a server that must know its own address: below the range from which the kernel hands out ports."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class Issuer:
@@ -62,7 +48,7 @@ class Issuer:
                 raise AssertionError(f"{pattern} is not in the log:\n{self.log}")
             return match
 
-        async with asyncio.timeout(20), self._grown:
+        async with asyncio.timeout(30), self._grown:
             while (match := found()) is None:
                 await self._grown.wait()
             return match
@@ -70,7 +56,7 @@ class Issuer:
     async def stop(self) -> int:
         if self.process.returncode is None:
             self.process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             status = await self.process.wait()
             await self._reader
         return status

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import re
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from appliance.certs.keychain import Keychain
 from appliance.config.address import Endpoint
 from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.config.tls_options import parse_tls_options
+from appliance.errors import OperationTimeoutError
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value
@@ -86,3 +90,17 @@ async def promptly(condition: Callable[[], Any], within_s: float = 1.0) -> None:
             return
         await asyncio.sleep(0.005)
     assert condition(), f"not after {looks} looks, {within_s} s or more"
+
+
+async def never_comes(ask: Callable[[], Awaitable[Any]], why: str) -> None:
+    """Ask, with a short limit, again and again until the error says why nothing comes.
+
+    The reason is known when the server has said it. On a busy machine the short limit may end before that.
+    """
+    deadline = asyncio.get_running_loop().time() + 30
+    while True:
+        with pytest.raises(OperationTimeoutError) as caught:
+            await ask()
+        if re.search(why, str(caught.value)):
+            return
+        assert asyncio.get_running_loop().time() < deadline, f"{why!r} is not the reason: {caught.value}"

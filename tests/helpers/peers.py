@@ -11,9 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,24 +21,12 @@ from pathlib import Path
 from typing import Any, Self
 
 PEERS = Path(__file__).parents[1] / "interop" / "peers"
-START_S = 30.0
-ANSWER_S = 20.0
+START_S = 60.0
+ANSWER_S = 60.0
 
 
 class PeerError(Exception):
     """The peer answered with an error; the text is the peer's."""
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
-    """A port that both ends must know before either is started, outside the range that the kernel hands out."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket(socket.AF_INET, kind) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 def epics_environment(**variables: object) -> dict[str, str]:
@@ -212,16 +198,16 @@ class Peer:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
-            self.process.wait(10)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.kill()
         for reader in self._readers:
-            reader.join(10)
+            reader.join(30)
 
     def kill(self) -> None:
         """End it at once, as a crash does."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def freeze(self) -> None:
         """Have it vanish without a word: its sockets stay, nobody is behind them."""

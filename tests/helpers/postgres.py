@@ -13,7 +13,6 @@ import pwd
 import selectors
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -22,6 +21,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+
+from tests.helpers.ports import free_port
 
 ACCOUNT = "postgres"
 """The account of Debian's package, because PostgreSQL does not run as root."""
@@ -120,20 +121,12 @@ class Server:
 
     def start(self) -> Self:
         """Start it, on the port that it has had, and wait until it takes connections."""
-        for _ in range(20):
-            if not self.port:
-                with socket.socket() as free:
-                    free.bind(("127.0.0.1", 0))
-                    port = free.getsockname()[1]
-            else:
-                port = self.port
-            if self._started(port):
-                if not self.port:
-                    self.port = port
-                    self.sql(f"CREATE ROLE pvacms LOGIN CREATEDB PASSWORD '{PASSWORD}'")
-                return self
-            assert not self.port or "Address already in use" in self.text, self.text
-        raise AssertionError(self.text)
+        port = self.port or free_port()
+        assert self._started(port), self.text
+        if not self.port:
+            self.port = port
+            self.sql(f"CREATE ROLE pvacms LOGIN CREATEDB PASSWORD '{PASSWORD}'")
+        return self
 
     @property
     def text(self) -> str:

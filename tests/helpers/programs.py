@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 from tests.helpers.tools import ROOT
@@ -22,30 +22,34 @@ class Program:
     Args:
         words: The words after ``python``.
         environ: The whole environment.
+        runs: Another program than Python.
     """
 
-    def __init__(self, *words: object, environ: Mapping[str, str]) -> None:
+    def __init__(self, *words: object, environ: Mapping[str, str], runs: str = sys.executable) -> None:
         self.words = [str(word) for word in words]
         self.output = ""
-        """Standard output and standard error so far, as a terminal shows them."""
-        self._is_over = False
+        """Standard output and standard error so far, line by line: what one of them says never stands inside a line of the other."""
+        self._open = 2
         self._grown = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, *self.words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [runs, *self.words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True, errors="replace",
         )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe,), daemon=True)
+            for pipe in (self.process.stdout, self.process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+    def _read(self, pipe: Iterable[str]) -> None:
+        for line in pipe:
             with self._grown:
                 self.output += line
                 self._grown.notify_all()
         with self._grown:
-            self._is_over = True
+            self._open -= 1
             self._grown.notify_all()
 
     def until(self, pattern: str, after: int = 0) -> re.Match[str]:
@@ -56,7 +60,7 @@ class Program:
             def look() -> bool:
                 nonlocal found
                 found = re.compile(pattern, re.MULTILINE).search(self.output, after)
-                return found is not None or self._is_over
+                return found is not None or not self._open
 
             self._grown.wait_for(look, LIMIT_S)
         assert found is not None, f"{self.words} never said {pattern!r}:\n{self.output}"
@@ -65,7 +69,8 @@ class Program:
     def ended(self) -> int:
         """Wait for its end by itself; return the exit status."""
         status = self.process.wait(LIMIT_S)
-        self._reader.join(LIMIT_S)
+        for reader in self._readers:
+            reader.join(LIMIT_S)
         assert "Traceback" not in self.output, self.output
         return status
 
@@ -80,4 +85,5 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        self._reader.join(LIMIT_S)
+        for reader in self._readers:
+            reader.join(LIMIT_S)

@@ -32,6 +32,7 @@ from appliance.pva.search import SearchRequest
 from appliance.pva.server_connection import ServerConnection
 from appliance.pvdata import STRING, StructType, Value
 from appliance.pvdata.primitives import encode_string
+from tests.helpers.ports import free_port
 from tests.helpers.wire import Responder, request, take
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -256,12 +257,6 @@ os._exit(0)
 """
 
 
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def peer(program: str, *arguments: object):
     """Run a peer until the block ends; the block begins when the peer says that it is up."""
@@ -283,7 +278,7 @@ def peer(program: str, *arguments: object):
 def record_server(program: str, *, more: bool) -> Turns:
     """Our client's end with a real server."""
     port = free_port()
-    with peer(program, port, free_port(socket.SOCK_DGRAM)):
+    with peer(program, port, free_port()):
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -398,7 +393,7 @@ def main() -> None:
     save(
         "pva_client_pvxs.hex",
         "a client of p4p 4.3 (PVXS) with our server",
-        record_client(_P4P_CLIENT, free_port(socket.SOCK_DGRAM)),
+        record_client(_P4P_CLIENT, free_port()),
     )
     save(
         "pva_client_cpp.hex",

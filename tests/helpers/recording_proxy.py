@@ -56,7 +56,7 @@ class RecordingProxy:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(10)
+        self._thread.join(30)
         with self._lock:
             for end in self._open:
                 end.close()

@@ -11,7 +11,7 @@ from appliance.errors import TLSError
 from appliance.tls.context import TLSContext
 from appliance.tls.engine import TLSEngine
 
-TIMEOUT_S = 10
+TIMEOUT_S = 30
 
 
 def exchange(
@@ -101,9 +101,7 @@ class Driver:
 def openssl_server(*options: object) -> Iterator[int]:
     """``openssl s_server`` for one connection on a free port; what it gets it sends back, each line reversed."""
     command = ["openssl", "s_server", "-accept", "127.0.0.1:0", "-rev", "-naccept", "1", *map(str, options)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:

@@ -19,7 +19,7 @@ from appliance.pvdata.nt import NTEnum, NTScalar
 from appliance.server import Server, SharedPV
 
 ROOT = Path(__file__).parents[2]
-END_S = 30.0
+END_S = 60.0
 
 
 class Done(NamedTuple):

@@ -131,7 +131,7 @@ async def test_the_same_files_give_the_same_rights_and_the_same_log(
                 told = client.channel("called:double").permissions
                 assert told == (c.PERMIT_ALL if program == "p4p.gw" else c.PERMIT_RPC), "p4p tells no rights"
                 for name, value in WRITES.items():
-                    await client.put(f"log:{name}", value, timeout=20)
+                    await client.put(f"log:{name}", value, timeout=30)
                 await client.put("log:enum", 1)
                 answer = await client.rpc("GW:asTest", {"pv": "log:int"})
                 assert answer is not None

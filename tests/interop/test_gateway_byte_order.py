@@ -18,7 +18,8 @@ from appliance.pva.server_connection import ServerConnection
 from appliance.server import SharedPV
 from tests.helpers.gateways import client_to, gateway_to
 from tests.helpers.ours import gallery, served
-from tests.helpers.peers import Peer, client_environment, free_port
+from tests.helpers.peers import Peer, client_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 BIG = DEFAULT_LIMITS._replace(max_name=2047)
@@ -119,7 +120,7 @@ async def test_our_own_client_reads_them_too(monkeypatch: pytest.MonkeyPatch) ->
     async with served(pvs, limits=BIG) as server, gateway_to(server) as gateway, client_to(gateway) as client:
         assert big_endian(gateway)
         for shape, value in DOUBLE.items():
-            got = (await client.get(f"our:{shape}", timeout=10))["value"]
+            got = (await client.get(f"our:{shape}", timeout=30))["value"]
             assert list(got) == value if isinstance(value, list) else got == value
         await client.put("our:double", 9.5)
         async with client.monitor("our:double") as updates:

@@ -14,7 +14,8 @@ from appliance.pvdata.value import Value
 from tests.helpers.gateway_process import p4ps
 from tests.helpers.gateways import client_to, gateway_to, server_of
 from tests.helpers.ours import client_config, double, gallery, served, server_config
-from tests.helpers.peers import Peer, client_environment, free_port, server_environment
+from tests.helpers.peers import Peer, client_environment, server_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 SHAPES = ["double", "int", "string", "strings", "array", "big", "enum", "table", "image", "odd"]
@@ -28,7 +29,7 @@ def p4p_server() -> Iterator[int]:
 
 
 async def next_value(updates: Any) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for item in updates:
             if isinstance(item, Value):
                 return item
@@ -41,8 +42,8 @@ async def test_p4p_s_gateway_behind_ours(p4p_server: int, tmp_path: Path) -> Non
             async with Context(client_config(p4p_server), beacons=False) as near:
                 for shape in SHAPES:
                     name = f"p4p:{shape}"
-                    there = await near.get(name, timeout=10)
-                    assert await client.get(name, timeout=10) == there
+                    there = await near.get(name, timeout=30)
+                    assert await client.get(name, timeout=30) == there
                     if shape == "odd":
                         continue  # see below
                     async with client.monitor(name) as updates:
@@ -53,7 +54,7 @@ async def test_p4p_s_gateway_behind_ours(p4p_server: int, tmp_path: Path) -> Non
                 answer = await client.rpc("p4p:call:add", {"lhs": 1, "rhs": 2.5})
                 assert answer is not None
                 assert answer["value"] == 3.5
-                info = await client.info("p4p:enum", "value", timeout=10)
+                info = await client.info("p4p:enum", "value", timeout=30)
                 assert info.type.id == "epics:nt/NTEnum:1.0", "PVXS tells the whole type"
 
 
@@ -79,8 +80,8 @@ async def test_p4p_s_gateway_before_ours(tmp_path: Path) -> None:
                 for shape in SHAPES:
                     name = f"our:{shape}"
                     async with client_to(gateway) as near:
-                        there = await near.get(name, timeout=10)
-                    assert await client.get(name, timeout=10) == there
+                        there = await near.get(name, timeout=30)
+                    assert await client.get(name, timeout=30) == there
                     if shape == "odd":
                         continue  # see above
                     async with client.monitor(name) as updates:
@@ -107,7 +108,7 @@ async def test_ours_p4p_s_and_ours_and_the_server_is_restarted(tmp_path: Path) -
                     for value in (1.0, 2.0):
                         async with served({"pv": double(value)}, config=server_config(udp)):
                             assert (await next_value(updates))["value"] == value
-                            assert (await client.get("pv", timeout=10))["value"] == value
+                            assert (await client.get("pv", timeout=30))["value"] == value
 
 
 async def test_both_gateways_beside_each_other(p4p_server: int, tmp_path: Path) -> None:
@@ -117,12 +118,12 @@ async def test_both_gateways_beside_each_other(p4p_server: int, tmp_path: Path) 
         async with gateway_to(p4p_server, pva={"broadcast_port": theirs.udp}) as gateway:
             async with Context(client_config(theirs.udp), beacons=False) as client:
                 monitor = client.monitor("p4p:string", on_update=seen.append, notify=True)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while not any(isinstance(item, Value) for item in seen):
                         await asyncio.sleep(0.02)
                 await gateway.stop()
-                async with asyncio.timeout(20):
-                    assert (await client.get("p4p:string", timeout=20))["value"] == "grüße ☃ 日本 🚀"
+                async with asyncio.timeout(30):
+                    assert (await client.get("p4p:string", timeout=30))["value"] == "grüße ☃ 日本 🚀"
                 monitor.close()
 
 

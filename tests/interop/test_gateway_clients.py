@@ -14,7 +14,8 @@ from appliance.gateway.gateway import Gateway
 from appliance.pvdata.value import Value
 from tests.helpers.gateways import client_to, gateway_to
 from tests.helpers.ours import client_config
-from tests.helpers.peers import Peer, PeerError, client_environment, free_port, server_environment
+from tests.helpers.peers import Peer, PeerError, client_environment, server_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 DATA = Path(__file__).parent / "data"
@@ -59,7 +60,7 @@ def peer(request: pytest.FixtureRequest, udp: int) -> Iterator[Peer]:
 
 
 async def first_of(context: Context, name: str) -> Value:
-    async with asyncio.timeout(20), context.monitor(name) as updates:
+    async with asyncio.timeout(30), context.monitor(name) as updates:
         value = await anext(updates)
         assert isinstance(value, Value)
         return value
@@ -73,9 +74,9 @@ async def test_our_client_gets_the_same_through_the_gateway(
     async with client_to(gateway) as through, Context(client_config(servers[server]), beacons=False) as near:
         for shape in shapes:
             name = prefix + shape
-            there = await near.get(name, timeout=20)
+            there = await near.get(name, timeout=30)
             for _ in range(2):  # pvAccessCPP answers a repeated read with what has changed
-                here = await through.get(name, timeout=20)
+                here = await through.get(name, timeout=30)
                 assert here == there, name
                 assert here.type == there.type
             watched, wanted = await first_of(through, name), await first_of(near, name)
@@ -85,13 +86,13 @@ async def test_our_client_gets_the_same_through_the_gateway(
                 assert watched["record._options.queueSize"] == 16
                 watched["record._options.queueSize"] = wanted["record._options.queueSize"]
             assert watched == wanted, name
-            assert await through.get(name, "field()record[_x=1]", timeout=20) == there
+            assert await through.get(name, "field()record[_x=1]", timeout=30) == there
 
 
 async def test_our_client_writes_through_the_gateway(servers: dict[str, int], gateway: Gateway) -> None:
     async with client_to(gateway) as client:
         for name, new, old in (("p4p:double", 7.5, 1.5), ("pvapy:double", 8.5, 1.5), ("ioc:counter", 9, 7)):
-            before = (await client.get(name, timeout=20))["value"]
+            before = (await client.get(name, timeout=30))["value"]
             assert before == old
             async with client.monitor(name) as updates:
                 await anext(updates)

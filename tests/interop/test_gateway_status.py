@@ -28,8 +28,8 @@ async def test_names_types_and_labels_are_those_of_p4ps_gateway(tmp_path: Path):
             Context(client_config(), beacons=False) as client,
         ):
             for name in NAMES:
-                there = await client.get(f"GW:{name}", server=theirs.address, timeout=20)
-                here = await client.get(f"GW:{name}", server=ours.address, timeout=20)
+                there = await client.get(f"GW:{name}", server=theirs.address, timeout=30)
+                here = await client.get(f"GW:{name}", server=ours.address, timeout=30)
                 assert here.type == there.type, name
                 if "labels" in here and name != "refs":
                     assert list(here["labels"]) == list(there["labels"]), name
@@ -37,16 +37,16 @@ async def test_names_types_and_labels_are_those_of_p4ps_gateway(tmp_path: Path):
                     assert here["value"] == there["value"], name
 
             query = {"pv": "up:x", "user": "ann", "peer": "10.1.2.3"}
-            there = await client.rpc("GW:asTest", query, server=theirs.address, timeout=20)
-            here = await client.rpc("GW:asTest", query, server=ours.address, timeout=20)
+            there = await client.rpc("GW:asTest", query, server=theirs.address, timeout=30)
+            here = await client.rpc("GW:asTest", query, server=ours.address, timeout=30)
             assert here.type == there.type
             assert here.to_dict() == there.to_dict()
 
-            there = await client.rpc("GW:asDebug", {}, server=theirs.address, timeout=20)
-            here = await client.rpc("GW:asDebug", {}, server=ours.address, timeout=20)
+            there = await client.rpc("GW:asDebug", {}, server=theirs.address, timeout=30)
+            here = await client.rpc("GW:asDebug", {}, server=ours.address, timeout=30)
             assert here.type == there.type
 
-            here = await client.rpc("GW:threads", {}, server=ours.address, timeout=20)
+            here = await client.rpc("GW:threads", {}, server=ours.address, timeout=30)
             assert here.type.members["value"] is STRING
             assert "Task status PVs" in here["value"]
 
@@ -63,7 +63,7 @@ async def test_a_client_of_p4p_reads_the_tables(tmp_path: Path):
                 "EPICS_PVA_BROADCAST_PORT": str(ours.udp),
             }
             with P4PContext("pva", conf=conf, useenv=False) as client:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(30):
                     assert float(await client.get("up:x")) == 1.5
                     await client.put("GW:poke", 1)
                     assert "up:x" in list(await client.get("GW:cache"))

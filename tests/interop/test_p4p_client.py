@@ -12,7 +12,8 @@ import pytest
 from appliance.pva.credentials import Credentials
 from appliance.server import Rights, Server, SharedPV
 from tests.helpers.ours import double, gallery, served, server_config
-from tests.helpers.peers import Peer, PeerError, client_environment, free_port
+from tests.helpers.peers import Peer, PeerError, client_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 SIZE = 1_048_576

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.ioc_process import environment, free_port
+from tests.helpers.ioc_process import environment
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.ports import free_port
 
 CLIENT = [sys.executable, "-u", "-m", "appliance.p4p", "-m", "p4p.client.cli"]
 SERVER = [sys.executable, "-u", "-m", "appliance.p4p", "-m", "p4p.server.cli"]
@@ -21,11 +22,10 @@ SERVER = [sys.executable, "-u", "-m", "appliance.p4p", "-m", "p4p.server.cli"]
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    import socket
 
     (tmp_path / "keys").mkdir(mode=0o700)
     return environment(
-        free_port(socket.SOCK_DGRAM),
+        free_port(),
         free_port(),
         EPICS_PVAS_TLS_PORT=str(free_port()),
         EPICS_PVA_TLS_KEYCHAIN=str(write_keychain(tmp_path / "keys/client.p12", site().client)),
@@ -69,15 +69,14 @@ def serving(env: dict[str, str], tmp_path: Path) -> Iterator[Serving]:
 
 def ask(env: dict[str, str], *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [*CLIENT, "-w", "20", *arguments],
+        [*CLIENT, "-w", "60", *arguments],
         env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
-    return done.returncode, done.stdout
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_put_and_get_over_tls(env: dict[str, str], serving: Serving) -> None:

@@ -13,7 +13,8 @@ from appliance.errors import ChannelClosedError, OperationTimeoutError, RemoteEr
 from appliance.pvdata.types import FLOAT64, ArrayType, StructType
 from appliance.pvdata.value import Value
 from tests.helpers.ours import client_config
-from tests.helpers.peers import Peer, free_port, server_environment
+from tests.helpers.peers import Peer, server_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 SIZE = 1_048_576
@@ -79,10 +80,10 @@ async def test_utf8_text_goes_both_ways(ctx: Context) -> None:
 
 
 async def test_arrays_of_eight_megabytes_go_both_ways(ctx: Context) -> None:
-    value = (await ctx.get("p4p:big", timeout=20))["value"]
+    value = (await ctx.get("p4p:big", timeout=30))["value"]
     assert np.array_equal(value, np.arange(SIZE, dtype=float))
-    await ctx.put("p4p:big", {"value": np.arange(SIZE, dtype=float) * 2}, timeout=20)
-    value = (await ctx.get("p4p:big", timeout=20))["value"]
+    await ctx.put("p4p:big", {"value": np.arange(SIZE, dtype=float) * 2}, timeout=30)
+    value = (await ctx.get("p4p:big", timeout=30))["value"]
     assert value[-1] == 2 * (SIZE - 1)
 
 
@@ -228,7 +229,7 @@ async def test_the_list_of_a_server_is_had_from_its_own_pv(ctx: Context, peer: P
 
 
 async def test_discovery_finds_the_server(ctx: Context, peer: Peer) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for found in ctx.discover():
             assert found.online
             assert found.server == f"127.0.0.1:{peer.ready['tcp']}"
@@ -242,6 +243,7 @@ async def test_a_name_that_nobody_serves_times_out_and_says_so(ctx: Context) -> 
 
 
 async def test_a_batch_tells_good_and_bad_apart(ctx: Context) -> None:
+    await ctx.get(["p4p:double", "p4p:enum"])
     values = await ctx.get(
         ["p4p:double", "p4p:none", "p4p:enum"], "value", timeout=3.0, return_exceptions=True
     )
@@ -266,7 +268,7 @@ async def test_a_monitor_outlives_the_restart_of_the_server() -> None:
             first.kill()
             assert isinstance(await anext(updates), Disconnected)
         with Peer("p4p_server.py", environ=server_environment(udp)) as second:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 assert await anext(updates) == Connected(f"127.0.0.1:{second.ready['tcp']}")
                 assert (await anext(updates))["value"] == 42
                 assert (await ctx.get("p4p:int"))["value"] == 42

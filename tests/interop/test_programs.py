@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.helpers.peers import Peer, PeerError, client_environment, free_port, server_environment
+from tests.helpers.peers import Peer, PeerError, client_environment, server_environment
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 MODULES = {"p4p": (), "ours": ("-m", "appliance.p4p")}

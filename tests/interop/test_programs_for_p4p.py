@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,8 +15,9 @@ import pytest
 
 from appliance import Context
 from appliance.config.pva import resolve_client
-from tests.helpers.ioc_process import IocProcess, environment, free_port, running_ioc
+from tests.helpers.ioc_process import IocProcess, environment, running_ioc
 from tests.helpers.pki import site, write_keychain
+from tests.helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/how-to/change-from-p4p.md").read_text()
@@ -63,7 +63,7 @@ async def output(*command: str, env: dict[str, str]) -> str:
 async def test_the_pages_soft_ioc_and_client_talk_over_tls(keychains: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "ioc.py").write_text(example("ioc"))
     (tmp_path / "client.py").write_text(example("client"))
-    env = environment(free_port(socket.SOCK_DGRAM), free_port(), **keychains)
+    env = environment(free_port(), free_port(), **keychains)
     ioc = await asyncio.create_subprocess_exec(
         *ALIAS, str(tmp_path / "ioc.py"), stdout=subprocess.PIPE, env=env
     )

@@ -14,7 +14,8 @@ from appliance.pvdata.types import INT32, STRING, StructType
 from appliance.pvdata.value import Value
 from appliance.server import SharedPV
 from tests.helpers.ours import client_config, gallery, served, server_config
-from tests.helpers.peers import Peer, PeerError, client_environment, free_port, server_environment
+from tests.helpers.peers import Peer, PeerError, client_environment, server_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 SIZE = 1_048_576
@@ -82,10 +83,10 @@ async def test_our_client_writes(ctx: Context) -> None:
 
 
 async def test_our_client_moves_eight_megabytes_both_ways(ctx: Context) -> None:
-    value = (await ctx.get("pvapy:big", timeout=20))["value"]
+    value = (await ctx.get("pvapy:big", timeout=30))["value"]
     assert np.array_equal(value, np.arange(SIZE, dtype=float))
-    await ctx.put("pvapy:big", {"value": np.arange(SIZE, dtype=float) + 1}, timeout=20)
-    assert (await ctx.get("pvapy:big", timeout=20))["value"][-1] == SIZE
+    await ctx.put("pvapy:big", {"value": np.arange(SIZE, dtype=float) + 1}, timeout=30)
+    assert (await ctx.get("pvapy:big", timeout=30))["value"][-1] == SIZE
 
 
 async def test_our_client_calls(ctx: Context) -> None:
@@ -121,7 +122,7 @@ async def test_our_pipelined_monitor_begins(ctx: Context) -> None:
 
 
 async def test_our_discovery_finds_the_server(ctx: Context) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for found in ctx.discover():
             assert found.online
             assert found.server.startswith("127.0.0.1:")
@@ -138,7 +139,7 @@ async def test_our_monitor_outlives_a_restart() -> None:
             first.kill()
             assert isinstance(await anext(updates), Disconnected)
         with Peer("pvapy_server.py", environ=server_environment(udp)):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 assert isinstance(await anext(updates), Connected)
                 assert (await anext(updates))["value"] == 1.5
         updates.close()

@@ -13,7 +13,8 @@ from appliance.client import Connected, Context, Disconnected
 from appliance.errors import AccessDeniedError, RemoteError
 from appliance.pvdata.types import StructType
 from tests.helpers.ours import client_config
-from tests.helpers.peers import Peer, free_port, server_environment
+from tests.helpers.peers import Peer, server_environment
+from tests.helpers.ports import free_port
 
 pytestmark = pytest.mark.interop
 DATA = Path(__file__).parent / "data"
@@ -77,8 +78,8 @@ async def test_enumerations_and_texts_are_written(ctx: Context) -> None:
 
 
 async def test_waveforms_of_eight_megabytes_go_both_ways(ctx: Context) -> None:
-    await ctx.put("ioc:wave", {"value": np.arange(SIZE, dtype=float)}, timeout=20)
-    value = (await ctx.get("ioc:wave", timeout=20))["value"]
+    await ctx.put("ioc:wave", {"value": np.arange(SIZE, dtype=float)}, timeout=30)
+    value = (await ctx.get("ioc:wave", timeout=30))["value"]
     assert np.array_equal(value, np.arange(SIZE, dtype=float))
 
 
@@ -131,7 +132,7 @@ async def test_a_monitor_outlives_the_restart_of_the_ioc() -> None:
             while not isinstance(await anext(updates), Disconnected):
                 pass
         with ioc(udp):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 assert isinstance(await anext(updates), Connected)
                 assert (await anext(updates))["value"] == 1.5
         updates.close()

@@ -43,7 +43,7 @@ P4P = """
 import sys
 from p4p.client.thread import Context
 with Context("pva", nt=False) as context:
-    print(context.get(sys.argv[1], timeout=20), end="")
+    print(context.get(sys.argv[1], timeout=30), end="")
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 from appliance.client import Context, Monitor
 from appliance.client.monitor import Connected, Disconnected
 from appliance.config.pva import resolve_client, resolve_server
-from appliance.errors import AccessDeniedError, ConfigurationError, OperationTimeoutError
+from appliance.errors import AccessDeniedError, ConfigurationError
 from appliance.pva.credentials import Credentials
 from appliance.pvdata.nt import NTScalar
 from appliance.pvdata.types import FLOAT64
@@ -19,7 +19,7 @@ from appliance.pvdata.value import Value
 from appliance.server import ALL_RIGHTS, Operation, Rights, Server, SharedPV
 from appliance.server.access import LostReaders
 from appliance.tls.context import client_context, server_context
-from tests.helpers.live import until
+from tests.helpers.live import never_comes, until
 from tests.helpers.ours import client_config, client_of, double, gallery, served
 from tests.helpers.pki import site
 
@@ -51,7 +51,7 @@ async def test_a_monitor_is_disconnected_when_the_right_to_read_is_taken_away_an
     async with (
         served({"a:pv": pv}, policy=policy) as server,
         client_of(server) as ctx,
-        asyncio.timeout(20),
+        asyncio.timeout(30),
     ):
         updates = ctx.monitor("a:pv", notify=True)
         assert isinstance(await anext(updates), Connected)
@@ -77,7 +77,7 @@ async def test_a_monitor_is_disconnected_when_the_right_to_read_is_taken_away_an
 async def test_a_client_that_lost_the_right_to_read_comes_back_over_another_connection_too() -> None:
     """Phoebus closes a connection without channels."""
     policy = Policy()
-    async with served({"a:pv": double(1.0)}, policy=policy) as server, asyncio.timeout(20):
+    async with served({"a:pv": double(1.0)}, policy=policy) as server, asyncio.timeout(30):
         async with client_of(server) as first:
             async with first.monitor("a:pv") as updates:
                 await anext(updates)
@@ -96,7 +96,7 @@ async def test_who_begins_to_watch_what_it_may_not_read_is_told_so() -> None:
         served({"a:pv": double()}, policy=Policy(Rights(write=True))) as server,
         client_of(server) as ctx,
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(AccessDeniedError, match="read access denied"):
                 await ended(ctx.monitor("a:pv"))
 
@@ -127,7 +127,7 @@ async def test_what_waits_for_a_reader_who_may_no_longer_read_is_dropped() -> No
         await until(lambda: any(peer.connection.operations for peer in server.peers.values()))
         server.review_access()
         seen = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for update in updates:
                 seen.append(update["value"])
                 if seen[-1] == 5.0:
@@ -249,7 +249,7 @@ async def test_tls_proves_both_ends_to_each_other() -> None:
             (peer,) = server.peers.values()
             assert (peer.credentials.method, peer.credentials.account) == ("x509", "client")
             assert peer.credentials.authority == "EPICS Root Certificate Authority"
-            values = await ctx.get(["t:int", "t:string", "t:big"], timeout=20)
+            values = await ctx.get(["t:int", "t:string", "t:big"], timeout=30)
             assert values[2]["value"][-1] == 1_048_575
             async with ctx.monitor("t:int") as updates:
                 await anext(updates)
@@ -272,9 +272,8 @@ async def test_a_server_of_another_authority_is_not_trusted() -> None:
             client_config(server.udp_port), tls=client_context(stranger, want_staple=False), beacons=False
         )
         async with ctx:
-            with pytest.raises(OperationTimeoutError, match=r"certificate|verif"):
-                await ctx.get("t:int", timeout=0.5)
-        async with asyncio.timeout(5):
+            await never_comes(lambda: ctx.get("t:int", timeout=0.5), r"certificate|verif")
+        async with asyncio.timeout(30):
             while server.peers:
                 await asyncio.sleep(0.01)
 
@@ -284,7 +283,7 @@ async def test_the_server_stops_in_time_with_half_open_tls_clients() -> None:
     await server.start()
     writers = [(await asyncio.open_connection("127.0.0.1", server.tls_port))[1] for _ in range(5)]
     writers[0].write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the beginning of a ClientHello
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(server.peers) < 5:
             await asyncio.sleep(0.01)
         await server.stop()

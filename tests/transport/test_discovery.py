@@ -22,7 +22,7 @@ def client(udp_port: int, timings: Timings = DEFAULT_TIMINGS) -> Context:
 
 async def test_a_server_that_falls_silent_is_told_to_be_gone() -> None:
     timings = Timings(silence_s=0.05, silence_check_s=0.1)
-    async with demo_server() as server, client(server.udp_port, timings) as context, asyncio.timeout(20):
+    async with demo_server() as server, client(server.udp_port, timings) as context, asyncio.timeout(30):
         news = context.discover()
         online = await anext(news)
         offline = await anext(news)
@@ -36,7 +36,7 @@ async def test_a_server_that_falls_silent_is_told_to_be_gone() -> None:
 
 
 async def test_who_comes_later_is_told_what_is_known() -> None:
-    async with demo_server() as server, client(server.udp_port) as context, asyncio.timeout(20):
+    async with demo_server() as server, client(server.udp_port) as context, asyncio.timeout(30):
         first = await anext(context.discover())
         second = await anext(context.discover(ping=False))
         assert first == second
@@ -46,7 +46,7 @@ async def test_a_restarted_server_is_gone_and_there_again() -> None:
     async with (
         demo_server(guid=b"first server") as server,
         client(server.udp_port) as context,
-        asyncio.timeout(20),
+        asyncio.timeout(30),
     ):
         news = context.discover()
         assert (await anext(news)).guid == b"first server"

@@ -105,7 +105,7 @@ class Networks:
             text=True,
         )
 
-    def ask(self, host: str, where: str, *, auto: bool = False, timeout: float = 5.0) -> str:
+    def ask(self, host: str, where: str, *, auto: bool = False, timeout: float = 30.0) -> str:
         with self.run(host, CLIENT, WHERE=where, AUTO=auto, TIMEOUT=timeout) as process:
             out, _ = process.communicate(timeout=30)
         return out.strip()

@@ -1,7 +1,6 @@
 """After an outage of the certificate service: who asks when, and what is said to those who are refused meanwhile."""
 
 import asyncio
-import socket
 from datetime import timedelta
 
 import pytest
@@ -11,26 +10,23 @@ from appliance.certmon.status_source import SEARCH_S, StatusSource, reference
 from appliance.certs.status import CertState, StatusClass
 from appliance.client.channel import ChannelState
 from appliance.client.context import Context
+from appliance.client.end import Timings
 from appliance.config.address import Endpoint
 from appliance.errors import AccessDeniedError
 from appliance.server import AccessPolicy, Rights
 from appliance.server.server import Server
-from tests.helpers.live import HOST, client_config, keychain_file, number, server_config, until
+from tests.helpers.live import client_config, keychain_file, number, server_config, until
 from tests.helpers.pki import site
+from tests.helpers.ports import free_port
 from tests.helpers.status_service import StatusService
 
 S = site()
-LONG_S = 25.0
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
+LONG_S = 3600.0
+QUICKLY = Timings(hurry_holdoff_s=1.0)
 
 
 def wait_long(context: Context) -> None:
-    """As after an outage of half an hour: the next search for each name is far away."""
+    """As after a long outage: the next search for each name is far away."""
     searcher = context._links.searcher
     searcher._heap.clear()
     for instance, name in searcher._wanted.items():
@@ -55,25 +51,25 @@ def serving(server: Server, *names: str) -> Server:
 
 
 async def test_the_answer_to_one_search_hurries_all_others():
-    port = free_udp_port()
-    async with Context(client_config(port), beacons=False) as context:
+    port = free_port()
+    async with Context(client_config(port), beacons=False, timings=QUICKLY) as context:
         await searching(context, "one", "two", "three")
         wait_long(context)
         async with serving(Server(server_config()._replace(broadcast_port=port)), "one", "two", "three"):
             context._links.searcher.want(context.channel("one").instance)
-            await until(lambda: all(connected(context, name) for name in ("one", "two", "three")), LONG_S / 2)
+            await until(lambda: all(connected(context, name) for name in ("one", "two", "three")))
 
 
 @pytest.mark.parametrize("same_process", [True, False])
 async def test_a_beacon_of_the_server_that_was_lost_hurries_the_search(same_process):
     """The same process too: it is the network that was cut."""
-    port, heard = free_udp_port(), free_udp_port()
+    port, heard = free_port(), free_port()
     config = server_config()._replace(
         broadcast_port=port, beacon_addr_list=(Endpoint("127.255.255.255", heard),), beacon_period=0.2
     )
     first = serving(Server(config), "pv")
     settings = client_config(port)._replace(broadcast_port=heard)
-    async with Context(settings, beacons=True) as context:
+    async with Context(settings, beacons=True, timings=QUICKLY) as context:
         async with first:
             await context.get("pv")
             context.monitor("pv", on_update=lambda _: None)
@@ -83,23 +79,23 @@ async def test_a_beacon_of_the_server_that_was_lost_hurries_the_search(same_proc
         wait_long(context)
         second = Server(fixed, guid=first.guid) if same_process else Server(fixed)
         async with serving(second, "pv"):
-            await until(lambda: connected(context, "pv"), LONG_S / 2)
+            await until(lambda: connected(context, "pv"))
 
 
 async def test_news_that_come_too_soon_after_others_are_heeded_a_little_later():
-    port = free_udp_port()
-    async with Context(client_config(port), beacons=False) as context:
+    port = free_port()
+    async with Context(client_config(port), beacons=False, timings=QUICKLY) as context:
         await searching(context, "pv")
         context._links.searcher.hurry_at_news()
         wait_long(context)
         async with serving(Server(server_config()._replace(broadcast_port=port)), "pv"):
             context._links.searcher.hurry_at_news()
-            await until(lambda: connected(context, "pv"), LONG_S / 2)
+            await until(lambda: connected(context, "pv"))
 
 
 async def test_a_status_is_searched_for_every_few_seconds_however_long_the_outage_was():
     keychain = S.ca.keychain("softioc", "server", status=True)
-    source = StatusSource(client_config(free_udp_port()), beacons=False)
+    source = StatusSource(client_config(free_port()), beacons=False)
     await source.start()
     try:
         following = source.follow(reference((keychain.certificate, *keychain.chain)), lambda: None)
@@ -109,7 +105,7 @@ async def test_a_status_is_searched_for_every_few_seconds_however_long_the_outag
         following.close()
     finally:
         await source.close()
-    async with Context(client_config(free_udp_port()), beacons=False) as ordinary:
+    async with Context(client_config(free_port()), beacons=False) as ordinary:
         assert ordinary._links.searcher._interval(1000) == 30.0
 
 

@@ -59,7 +59,7 @@ async def ended(sock: socket.socket) -> None:
     """Wait until the server has closed the connection."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(ConnectionError):
-        while await asyncio.wait_for(loop.sock_recv(sock, 4096), 5):
+        while await asyncio.wait_for(loop.sock_recv(sock, 4096), 30):
             pass
     sock.close()
 
@@ -97,7 +97,7 @@ async def test_header_and_first_flight_of_tls_may_come_together() -> None:
             engine.do_handshake()
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, pack(CLIENT, TO) + outgoing.read())
-        incoming.write(await asyncio.wait_for(loop.sock_recv(sock, 65536), 5))
+        incoming.write(await asyncio.wait_for(loop.sock_recv(sock, 65536), 30))
         engine.do_handshake()
         await loop.sock_sendall(sock, outgoing.read())
         await until(lambda: any(peer.stream.is_up for peer in server.peers.values()))

@@ -28,7 +28,7 @@ from appliance.server import Server, SharedPV
 from appliance.server.admission import AdmissionTimings
 from appliance.server.peer import Peer
 from appliance.tls.context import server_context
-from tests.helpers.live import until
+from tests.helpers.live import never_comes, until
 from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
 from tests.helpers.pki import site
 from tests.helpers.raw import RawClient
@@ -52,7 +52,7 @@ def array_pv(megabytes: int) -> SharedPV:
 
 async def answers(server: Server, name: str, times: int = 20) -> None:
     """The server still serves others, quickly."""
-    async with client_of(server) as ctx, asyncio.timeout(10):
+    async with client_of(server) as ctx, asyncio.timeout(30):
         for _ in range(times):
             await ctx.get(name)
 
@@ -115,7 +115,7 @@ async def test_a_slow_reader_is_kept_as_long_as_it_reads_and_given_up_when_it_st
                 assert await slow.read_some(65536)
                 await asyncio.sleep(0.02)
             assert len(server.peers) == 1
-            async with asyncio.timeout(6):
+            async with asyncio.timeout(30):
                 while server.peers:
                     await asyncio.sleep(0.02)
 
@@ -136,7 +136,7 @@ async def test_thousands_of_connections_leak_neither_memory_nor_descriptors() ->
         async def round_(count: int) -> tuple[int, int]:
             for _ in range(count // 10):
                 await asyncio.gather(*(once() for _ in range(10)))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while server.peers:
                     await asyncio.sleep(0.01)
             gc.collect()
@@ -221,7 +221,7 @@ async def test_garbage_of_every_kind_leaves_the_server_serving() -> None:
                 writer.close()
             del reader
         await answers(server, "r:pv")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while server.peers:
                 await asyncio.sleep(0.01)
 
@@ -241,7 +241,7 @@ async def test_clients_that_never_finish_their_handshake_are_cut_off() -> None:
                     await asyncio.sleep(0.02)
 
         tasks = [asyncio.ensure_future(dribble(writer)) for _, writer in lorises]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for reader, _ in lorises:
                 with contextlib.suppress(ConnectionError):
                     await reader.read(-1)
@@ -274,8 +274,7 @@ async def test_channels_and_operations_beyond_the_limit_are_refused() -> None:
     async with served(gallery("r:"), limits=limits) as server, client_of(server) as ctx:
         for name in ("r:int", "r:double", "r:string"):
             await ctx.get(name)
-        with pytest.raises(OperationTimeoutError, match="has 3 channels already"):
-            await ctx.get("r:array", timeout=0.3)
+        await never_comes(lambda: ctx.get("r:array", timeout=0.3), "has 3 channels already")
         updates = ctx.monitor("r:int")
         await anext(updates)
         with pytest.raises(RemoteError, match="too many operations"):

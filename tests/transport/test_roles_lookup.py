@@ -38,7 +38,7 @@ class Directory:
 
     def __call__(self, account: str) -> frozenset[str]:
         self.asked.append(account)
-        assert self.answers.wait(20)
+        assert self.answers.wait(30)
         return self.groups
 
 

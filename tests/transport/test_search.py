@@ -14,8 +14,10 @@ from appliance.errors import ChannelClosedError, OperationTimeoutError
 from appliance.pva import commands as c
 from appliance.pva.search import SearchRequest, SearchResponse, decode_datagram, pack_message
 from appliance.server import Server
+from tests.helpers.live import never_comes
 from tests.helpers.ours import client_config, client_of, double, served, server_config
-from tests.helpers.peers import Peer, free_port, server_environment
+from tests.helpers.peers import Peer, server_environment
+from tests.helpers.ports import free_port
 
 
 def beaconing(udp: int) -> Server:
@@ -121,7 +123,7 @@ async def test_a_direct_server_needs_no_search() -> None:
 
 async def test_several_name_servers_are_asked_and_one_is_enough() -> None:
     async with served({"a:pv": double(1.0)}) as one, served({"b:pv": double(2.0)}) as two:
-        dead = free_port(socket.SOCK_STREAM)
+        dead = free_port()
         names = f"127.0.0.1:{dead} 127.0.0.1:{one.tcp_port} 127.0.0.1:{two.tcp_port}"
         async with Context(client_config(name_servers=names), beacons=False) as ctx:
             values = await ctx.get(["a:pv", "b:pv"])
@@ -129,7 +131,7 @@ async def test_several_name_servers_are_asked_and_one_is_enough() -> None:
 
 
 async def test_a_name_server_that_comes_later_is_asked_at_once() -> None:
-    port = free_port(socket.SOCK_STREAM)
+    port = free_port()
     config = client_config(name_servers=f"127.0.0.1:{port}")
     async with Context(config, beacons=False, timings=Timings(name_server_retry_s=0.1)) as ctx:
         waiting = asyncio.ensure_future(ctx.get("s:pv"))
@@ -147,7 +149,7 @@ async def test_the_names_of_name_servers_and_their_silence_hurt_no_one_else() ->
 
 
 async def next_news(news: asyncio.Queue[Discovered]) -> Discovered:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return await news.get()
 
 
@@ -170,18 +172,17 @@ async def test_beacons_tell_of_a_new_server_and_of_its_restart() -> None:
 
 async def test_the_beacon_of_a_new_server_ends_the_back_off() -> None:
     udp = free_port()
-    async with Context(client_config(udp)) as ctx:
-        waiting = asyncio.ensure_future(ctx.get("s:pv", timeout=10))
+    an_hour = Timings(search_s=(0.01, 0.01, 0.01, 0.01, 3600.0), longest_search_s=3600.0)
+    async with Context(client_config(udp), timings=an_hour) as ctx:
+        waiting = asyncio.ensure_future(ctx.get("s:pv", timeout=30))
         await asyncio.sleep(0)
         searcher = ctx._links.searcher
         (name,) = searcher._wanted.values()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while name.attempts < 4:
                 await asyncio.sleep(0.01)
-        began = asyncio.get_running_loop().time()
         async with beaconing(udp):
             assert (await waiting)["value"] == 1.0
-        assert asyncio.get_running_loop().time() - began < 0.5
 
 
 async def test_a_forged_beacon_does_not_cost_the_connection() -> None:
@@ -191,7 +192,7 @@ async def test_a_forged_beacon_does_not_cost_the_connection() -> None:
         stream = link.stream
         heard = stream.heard  # type: ignore[union-attr]
         ctx._links.restarted(link.address, b"another guid")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while stream.heard == heard:  # type: ignore[union-attr]
                 await asyncio.sleep(0.01)
         assert link.stream is stream
@@ -204,7 +205,7 @@ async def test_a_server_that_takes_no_connections_is_not_asked_in_a_tight_loop()
         liar.bind(("127.0.0.1", 0))
         liar.setblocking(False)
         loop = asyncio.get_running_loop()
-        dead = free_port(socket.SOCK_STREAM)
+        dead = free_port()
 
         def answer() -> None:
             nonlocal searches
@@ -220,8 +221,7 @@ async def test_a_server_that_takes_no_connections_is_not_asked_in_a_tight_loop()
         try:
             config = client_config(liar.getsockname()[1])
             async with Context(config, beacons=False) as ctx:
-                with pytest.raises(OperationTimeoutError, match="cannot connect"):
-                    await ctx.get("s:pv", timeout=0.6)
+                await never_comes(lambda: ctx.get("s:pv", timeout=0.6), "cannot connect")
         finally:
             loop.remove_reader(liar.fileno())
     assert 2 <= searches <= 6
@@ -244,7 +244,7 @@ async def test_a_batch_with_a_bad_name_leaves_nothing_behind() -> None:
 async def test_ten_thousand_names_are_found_in_a_stream_of_datagrams() -> None:
     pvs = {f"many:{number}": double(number) for number in range(10_000)}
     async with served(pvs) as server, client_of(server) as ctx:
-        values = await ctx.get(list(pvs), timeout=30)
+        values = await ctx.get(list(pvs), timeout=100)
         assert [value["value"] for value in values] == list(range(10_000))
         ctx.hurry_up()
         assert len(ctx._links.searcher._heap) < 30_000

@@ -62,7 +62,7 @@ class Relay:
         return await asyncio.open_connection(HOST, self.port, local_addr=(source, 0))
 
     async def server(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Header]:
-        reader, writer = await asyncio.wait_for(self.arrived.get(), 5)
+        reader, writer = await asyncio.wait_for(self.arrived.get(), 30)
         proxy = ProxyReader()
         header = proxy.feed(await reader.readexactly(28))
         assert header is not None
@@ -93,7 +93,7 @@ async def relay(*, listening: bool = True, **bounds: Any) -> AsyncIterator[Relay
 
 async def ended(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(ConnectionError):
-        while await asyncio.wait_for(reader.read(65536), 5):
+        while await asyncio.wait_for(reader.read(65536), 30):
             pass
 
 
@@ -149,9 +149,9 @@ async def test_who_does_not_read_stops_its_own_other_side_and_costs_little_memor
         assert splice.client.transport is not None
         assert splice.client.transport.get_write_buffer_size() < 2 << 20
         writer.write(b"meanwhile")  # the other direction goes on
-        assert (await asyncio.wait_for(far_reader.readexactly(15), 5)).endswith(b"meanwhile")
+        assert (await asyncio.wait_for(far_reader.readexactly(15), 30)).endswith(b"meanwhile")
         reader._transport.resume_reading()  # type: ignore[attr-defined]
-        assert len(await asyncio.wait_for(reader.readexactly(taken << 20), 20)) == taken << 20
+        assert len(await asyncio.wait_for(reader.readexactly(taken << 20), 30)) == taken << 20
         writer.close()
         far_writer.close()
 
@@ -162,10 +162,10 @@ async def test_each_side_may_finish_for_itself() -> None:
         writer.write(HELLO)
         writer.write_eof()
         far_reader, far_writer, _ = await made.server()
-        assert await asyncio.wait_for(far_reader.read(), 5) == HELLO
+        assert await asyncio.wait_for(far_reader.read(), 30) == HELLO
         far_writer.write(b"the answer comes after the end of the question")
         far_writer.close()
-        assert await asyncio.wait_for(reader.read(), 5) == b"the answer comes after the end of the question"
+        assert await asyncio.wait_for(reader.read(), 30) == b"the answer comes after the end of the question"
         writer.close()
         await until(lambda: not made.splices.open)
 

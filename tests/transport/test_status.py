@@ -18,6 +18,7 @@ from appliance.transport.gate import Verdict
 from tests.helpers.live import (
     client_config,
     keychain_file,
+    never_comes,
     number,
     promptly,
     replace_keychain,
@@ -170,11 +171,9 @@ async def test_the_server_gives_up_a_client_whose_certificate_is_not_good(world,
     world.tell(state, world.client_keychain)
     server = await world.server()
     context = await world.client(server, "no_revocation_check")
-    with pytest.raises(OperationTimeoutError, match=f"operator.*is {state}"):
-        await context.get("pv", timeout=0.8)
+    await never_comes(lambda: context.get("pv", timeout=0.8), f"operator.*is {state}")
     again = await world.client(server, "no_revocation_check")
-    with pytest.raises(OperationTimeoutError, match=f"operator.*is {state}"):
-        await again.get("pv", timeout=0.8)
+    await never_comes(lambda: again.get("pv", timeout=0.8), f"operator.*is {state}")
     warnings = [
         each.getMessage()
         for each in caplog.records
@@ -246,7 +245,7 @@ async def test_a_client_that_can_hear_the_service_falls_back_when_it_says_nothin
     await until(lambda: updates)
     assert not is_tls(context)
     world.tell(VALID, world.server_keychain)
-    await until(lambda: is_tls(context), 20)
+    await until(lambda: is_tls(context))
 
 
 async def test_on_no_cms_throw_starts_neither_end(world, impatient):
@@ -261,10 +260,9 @@ async def test_on_no_cms_throw_never_falls_back_for_a_peer(world, impatient):
     world.tell(VALID, world.client_keychain)
     server = await world.server("no_revocation_check")
     context = await world.client(server, "on_no_cms=throw")
-    with pytest.raises(OperationTimeoutError, match="no status"):
-        await context.get("pv", timeout=3.0)
+    await never_comes(lambda: context.get("pv", timeout=1.0), "no status")
     world.tell(VALID, world.server_keychain)
-    await context.get("pv", timeout=10)
+    await context.get("pv", timeout=30)
     assert is_tls(context)
 
 
@@ -278,7 +276,7 @@ async def test_when_the_service_comes_back_connections_move_to_tls(world, impati
     assert not is_tls(context)
     world.tell(VALID)
     await world.cms.start()
-    await until(lambda: is_tls(context), 20)
+    await until(lambda: is_tls(context))
     world.pv.post(7.0)
     await until(lambda: updates[-1]["value"] == 7.0)
 
@@ -478,7 +476,7 @@ async def test_a_server_in_standby_serves_again_after_a_revoked_certificate_was_
     replace_keychain(world.tmp_path / "server.p12", fresh)
     await until(lambda: not server.standby)
     context.monitor("pv")
-    await until(lambda: is_tls(context), 15)
+    await until(lambda: is_tls(context))
 
 
 async def test_on_expiration_shutdown_ends_a_revoked_server_and_client(world):
@@ -575,8 +573,7 @@ async def test_a_peer_of_this_authority_without_status_extension_is_not_admitted
         await context.get("pv")
         assert not is_tls(context)
     else:
-        with pytest.raises(OperationTimeoutError, match=r"the certificate of .* names no status PV"):
-            await context.get("pv", timeout=1)
+        await never_comes(lambda: context.get("pv", timeout=1), r"the certificate of .* names no status PV")
 
 
 async def test_a_client_with_trust_anchors_only_learns_from_the_first_status_that_its_authority_has_them(
@@ -642,7 +639,7 @@ async def test_the_server_staples_and_the_client_uses_it(world, impatient):
         world.cms, mine = deaf, world.cms
         context = await world.client(server)
         await context.get("pv")
-        await until(lambda: is_tls(context), 20)
+        await until(lambda: is_tls(context))
         without = await world.client(server, "no_stapling", name="without")
         await without.get("pv")
         assert not is_tls(without)
@@ -672,8 +669,7 @@ async def test_a_stapled_revocation_ends_the_handshake(world, monkeypatch):
         server_context(world.server_keychain, require_client_cert=False, staple=lambda: revoked)
     )
     context = await world.client(server)
-    with pytest.raises(OperationTimeoutError, match="REVOKED"):
-        await context.get("pv", timeout=0.5)
+    await never_comes(lambda: context.get("pv", timeout=0.5), "REVOKED")
 
 
 async def test_the_cache_opens_tls_while_the_service_is_away(world, endless):

@@ -24,6 +24,7 @@ from tests.helpers.live import (
     HOST,
     client_config,
     keychain_file,
+    never_comes,
     number,
     replace_keychain,
     server_config,
@@ -115,8 +116,7 @@ async def test_a_second_trust_anchor_that_has_ended_is_ignored_with_a_warning(tm
 
 async def test_a_required_client_certificate_is_required(tmp_path):
     async with pair(tmp_path, client=S.ca.trust_only(), server_options="client_cert=require") as (_, context):
-        with pytest.raises(OperationTimeoutError, match="certificate"):
-            await context.get("pv", timeout=1.0)
+        await never_comes(lambda: context.get("pv", timeout=1.0), "certificate")
 
 
 async def test_a_required_client_certificate_is_accepted(tmp_path):
@@ -140,8 +140,7 @@ async def test_a_server_without_a_keychain_serves_tls_clients_over_plain_tcp(tmp
 async def test_a_server_of_another_authority_is_refused_and_said_so(tmp_path):
     stranger = S.other_ca.keychain("softioc", "server")
     async with pair(tmp_path, server=stranger) as (_, context):
-        with pytest.raises(OperationTimeoutError, match="trust"):
-            await context.get("pv", timeout=1.0)
+        await never_comes(lambda: context.get("pv", timeout=1.0), "trust")
 
 
 async def test_a_client_of_another_authority_is_refused(tmp_path):
@@ -284,7 +283,7 @@ async def test_an_expired_server_in_standby_answers_nobody_until_it_has_a_new_ce
             assert await reader.read() == b""
         writer.close()
         replace_keychain(tmp_path / "server.p12", S.server)
-        await context.get("pv", timeout=10)
+        await context.get("pv", timeout=30)
         assert context.channel("pv").peer.is_tls
 
 
@@ -564,7 +563,7 @@ async def test_openssl_s_client_sees_the_profile(tmp_path, pem):
             await until(lambda: len(server.peers) == 1 and next(iter(server.peers)).is_up)
         finally:
             server.close_peers()
-        output = await asyncio.to_thread(lambda: process.communicate(timeout=10)[0])
+        output = await asyncio.to_thread(lambda: process.communicate(timeout=30)[0])
     text = output.decode("latin-1")
     assert "TLSv1.3" in text
     assert "Verify return code: 0 (ok)" in text or "Verification: OK" in text
@@ -585,12 +584,12 @@ async def test_a_session_is_never_resumed(tmp_path, pem):
         )
         await until(lambda: len(server.peers) == 1 and next(iter(server.peers)).is_up)
         server.close_peers()
-        await asyncio.to_thread(lambda: process.communicate(timeout=10))
+        await asyncio.to_thread(lambda: process.communicate(timeout=30))
         assert session.exists(), "TLS 1.3 gives a ticket, which is worth nothing here"
         again = openssl_client(server.tls_port, ["-CAfile", ca, "-sess_in", session, "-ign_eof"])
         await until(lambda: len(server.peers) == 1 and next(iter(server.peers)).is_up)
         server.close_peers()
-        output = (await asyncio.to_thread(lambda: again.communicate(timeout=10)))[0]
+        output = (await asyncio.to_thread(lambda: again.communicate(timeout=30)))[0]
         assert b"Reused" not in output
         assert b"New, TLSv1.3" in output
 

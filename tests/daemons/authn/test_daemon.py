@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -18,15 +17,9 @@ from appliance.config.pva import ClientConfig
 from tests.helpers.cms import Clock, admin_keychain, secure
 from tests.helpers.daemons import Reporting
 from tests.helpers.keepers import ticking
+from tests.helpers.ports import free_port
 from tests.helpers.tokens import IdP, jwks_issuer
 from tests.helpers.tokens import running as running_idp
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def environment(service: CertificateService, home: Path, udp_port: int) -> dict[str, str]:
@@ -63,7 +56,7 @@ async def test_one_token_keeps_two_keychains_until_they_are_revoked(tmp_path: Pa
     cms, home, clock = tmp_path / "cms", tmp_path / "home", Clock()
     cms.mkdir()
     home.mkdir()
-    file, udp_port = home / "token", free_udp_port()
+    file, udp_port = home / "token", free_port()
     async with running_idp() as idp:
         issuer = jwks_issuer(idp, lifetime=Duration(seconds=30 * 86400), organization="lab")
         async with ticking(
@@ -134,7 +127,7 @@ async def test_a_name_waits_for_its_approval_and_survives_a_kill(tmp_path: Path)
         "ec-p256",
     )
     async with ticking(cms, clock, longest_s=0.05, cert_renewal_client=Duration(seconds=3600)) as service:
-        environ = environment(service, home, free_udp_port())
+        environ = environment(service, home, free_port())
         async with Reporting(home, *command, **environ) as daemon:
             await daemon.until(lambda text: text.startswith("READY") and "PENDING_APPROVAL" in text)
             keychain = there(home / "client.p12")
@@ -165,7 +158,7 @@ async def test_a_keychain_that_cannot_be_read_ends_the_start(tmp_path: Path) -> 
         XDG_CONFIG_HOME=str(tmp_path),
         EPICS_PVA_AUTO_ADDR_LIST="NO",
         EPICS_PVAS_INTF_ADDR_LIST="127.0.0.1",
-        EPICS_PVAS_BROADCAST_PORT=str(free_udp_port()),
+        EPICS_PVAS_BROADCAST_PORT=str(free_port()),
     ) as daemon:
         assert await daemon.ended() == 1
         assert "it was not changed: move it away" in daemon.log

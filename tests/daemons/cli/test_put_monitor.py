@@ -115,7 +115,7 @@ async def test_put_to_nothing_is_a_timeout(env: dict[str, str]) -> None:
 async def test_monitor_prints_every_update_and_ctrl_c_ends_it(server: Server, env: dict[str, str]) -> None:
     process = await start("pvxmonitor", "-v", "demo", env=env)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         first = await process.stdout.readuntil(b"message string")
         rest = await process.stdout.readline()
         assert (
@@ -135,7 +135,7 @@ async def test_monitor_in_json_is_one_object_a_line(server: Server, env: dict[st
     assert process.stdout is not None
 
     async def line() -> object:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert process.stdout is not None
             return json.loads(await process.stdout.readline())
 
@@ -151,7 +151,7 @@ async def test_monitor_of_several_tells_when_a_pv_is_lost_and_ends_when_all_have
 ) -> None:
     process = await start("pvxmonitor", "-v", "demo", "enum", env=env)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         seen = b""
         while not (b"4.25" in seen and b"ON" in seen):
             seen += await process.stdout.readline()
@@ -170,10 +170,10 @@ async def test_monitor_reconnects_when_the_server_comes_back(tmp_path: Path) -> 
         process = await start("pvxmonitor", "demo", env=env)
         assert process.stdout is not None
         assert process.stderr is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert b"Connected" in await process.stderr.readline()
             assert await process.stdout.readline() == b"demo\n"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         line = b""
         while b"Disconnected" not in line:
             line = await process.stderr.readline()
@@ -184,7 +184,7 @@ async def test_monitor_reconnects_when_the_server_comes_back(tmp_path: Path) -> 
 async def test_monitor_ends_quietly_when_its_reader_goes_away(server: Server, env: dict[str, str]) -> None:
     process = await start("pvxmonitor", "demo", "enum", "wave", env=env)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert await process.stdout.readline()
         process.stdout._transport.close()  # type: ignore[attr-defined]
         while process.returncode is None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.ports import free_port
 from tests.helpers.tools import environment, interrupt, run, start
 
 pytestmark = pytest.mark.interop
@@ -46,18 +45,6 @@ with Server(providers=[{"rows": rows, "number": number, "adder": adder}]):
     print("ready", flush=True)
     sys.stdin.read()
 """
-
-
-def free_port() -> int:
-    """A UDP port that client and server must both know, outside the range that the kernel hands out."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 @asynccontextmanager
@@ -137,7 +124,7 @@ async def test_the_type_of_a_record(ioc: dict[str, str]) -> None:
 async def test_a_record_that_scans_is_followed(ioc: dict[str, str]) -> None:
     process = await start("pvxmonitor", "--json", "test:ao", env=ioc)
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         assert json.loads(await process.stdout.readline())["event"] == "connected"
         assert json.loads(await process.stdout.readline())["value"]["display"]["units"] == "mm"
         assert (await run("pvxput", "test:ao", "9", env=ioc)).status == 0

@@ -111,4 +111,4 @@ async def test_who_only_claims_a_name_has_none(tmp_path):
         service.policy.acf = load_acf(RULES, file="rules.acf", gateway=True)
         async with secure(service, keychain_of(reply)) as holder:
             with pytest.raises(ApplianceError):
-                await holder.get(service.names.health, timeout=5)
+                await holder.get(service.names.health, timeout=30)

@@ -8,6 +8,7 @@ import contextlib
 from datetime import timedelta
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from appliance.certs.ocsp import verify_response
@@ -40,12 +41,20 @@ class Site:
 
     def lose(self, age_s):
         """Take the database from node a; it has been away for ``age_s`` seconds."""
+        self.patience(0.2)
         self.proxy.cut()
         self.a.service.feed.age_s = lambda: age_s
 
     def mend(self):
         del self.a.service.feed.age_s
         self.proxy.mend()
+        self.patience(PATIENT_S)
+
+    def patience(self, seconds):
+        """Set for how long node a waits for the database. What is short ends with an error where the machine is slow, too."""
+        service = self.a.service
+        service.settings = msgspec.structs.replace(service.settings, db_wait_s=seconds)
+        service.store.wait_s = service.limits._wait_s = seconds
 
     async def back(self):
         self.mend()
@@ -68,7 +77,7 @@ def place(postgres):
 @pytest.fixture
 async def alone(tmp_path, place):
     clock = Clock()
-    async with cluster(tmp_path, {"a": place.through}, clock=clock, db_wait_s=0.2, **OPEN) as nodes:
+    async with cluster(tmp_path, {"a": place.through}, clock=clock, db_wait_s=PATIENT_S, **OPEN) as nodes:
         yield Site(nodes, place.proxy, clock)
 
 
@@ -76,13 +85,14 @@ async def alone(tmp_path, place):
 async def two(tmp_path, place):
     clock = Clock()
     places = {"a": place.through, "b": place.direct}
-    async with cluster(tmp_path, places, clock=clock, db_wait_s=0.2, **OPEN) as nodes:
+    async with cluster(tmp_path, places, clock=clock, db_wait_s=PATIENT_S, **OPEN) as nodes:
         await until(lambda: len(nodes[0].service.nodes.alive) == 2, PATIENT_S)
         yield Site(nodes, place.proxy, clock)
 
 
 async def issued(context, name="alice", **query):
-    return await context.rpc("CERT:CREATE", ccr(name, key=generate_key("ec-p256"), **query))
+    argument = ccr(name, key=generate_key("ec-p256"), **query)
+    return await context.rpc("CERT:CREATE", argument, timeout=PATIENT_S)
 
 
 async def until_issued(context, name):

@@ -53,7 +53,7 @@ def monitor(generic, name):
 
     subscription = generic.monitor(name, update, notify_disconnect=True)
     try:
-        assert arrived.wait(5), (name, seen)
+        assert arrived.wait(30), (name, seen)
     finally:
         subscription.close()
     return seen[-1]
@@ -83,35 +83,35 @@ def test_every_operation_on_every_pv_is_answered(service, generic):
     readable = 0
     for name in names(service.issuer):
         for operation in (
-            lambda name: generic.get(name, timeout=5),
-            lambda name: generic.get(name, request="field(nonsense)", timeout=5),
-            lambda name: generic.put(name, {"state": "REVOKED"}, timeout=5),
-            lambda name: generic.put(name, {"value": 5}, timeout=5),
-            *(lambda name, a=a: generic.rpc(name, a, timeout=5) for a in ARGUMENTS),
+            lambda name: generic.get(name, timeout=30),
+            lambda name: generic.get(name, request="field(nonsense)", timeout=30),
+            lambda name: generic.put(name, {"state": "REVOKED"}, timeout=30),
+            lambda name: generic.put(name, {"value": 5}, timeout=30),
+            *(lambda name, a=a: generic.rpc(name, a, timeout=30) for a in ARGUMENTS),
         ):
             # Answered with an error, or refused by p4p itself.
             with contextlib.suppress(RemoteError, KeyError, TypeError, ValueError):
                 readable += operation(name) is not None
         monitor(generic, name)
     assert readable >= 8
-    assert generic.get("CERT:HEALTH", timeout=5)["value.index"] == 1
+    assert generic.get("CERT:HEALTH", timeout=30)["value.index"] == 1
 
 
 def test_what_the_readable_pvs_hold(service, generic):
-    root = generic.get("CERT:ROOT", timeout=5)
+    root = generic.get("CERT:ROOT", timeout=30)
     assert root["issuer"] == service.issuer
     assert root["cert"].count("BEGIN CERTIFICATE") == 1
     assert (
-        generic.get(f"CERT:ISSUER:{service.issuer}", timeout=5).todict()
-        == generic.get("CERT:ISSUER", timeout=5).todict()
+        generic.get(f"CERT:ISSUER:{service.issuer}", timeout=30).todict()
+        == generic.get("CERT:ISSUER", timeout=30).todict()
     )
-    health = generic.get("CERT:HEALTH", timeout=5)
+    health = generic.get("CERT:HEALTH", timeout=30)
     assert health.getID() == "epics:nt/NTEnum:1.0"
     assert health["value.choices"] == ["Not OK", "OK"]
     assert health["db_ok"]
     assert health["ca_valid"]
     assert health["alarm.severity"] == 0
-    metrics = generic.get("CERT:METRICS", timeout=5)
+    metrics = generic.get("CERT:METRICS", timeout=30)
     assert metrics.getID() == "epics:nt/NTScalar:1.0"
     assert metrics["value"] == 2  # the service's own and the administrator's
 
@@ -119,13 +119,13 @@ def test_what_the_readable_pvs_hold(service, generic):
 @pytest.mark.parametrize("argument", ARGUMENTS, ids=range(len(ARGUMENTS)))
 def test_a_malformed_request_gets_a_sentence(service, generic, argument):
     with pytest.raises(RemoteError) as refusal:
-        generic.rpc("CERT:CREATE", argument, timeout=5)
+        generic.rpc("CERT:CREATE", argument, timeout=30)
     assert len(str(refusal.value)) > 15
     assert "internal error" not in str(refusal.value)
 
 
 def test_the_log_has_no_defect(service, generic):
-    generic.get("CERT:HEALTH", timeout=5)
+    generic.get("CERT:HEALTH", timeout=30)
     status, _out, log = service.stop()
     assert status == 0
     assert "Traceback" not in log

@@ -11,7 +11,7 @@ from appliance.certs.keychain import load_keychain
 from appliance.certs.profiles import generate_key
 from appliance.errors import RemoteError
 from tests.helpers.cms import Process, ccr, client, keychain_of, pem
-from tests.helpers.issuer_process import free_port
+from tests.helpers.ports import free_port
 
 OPEN = "--certs-dont-require-approval"
 

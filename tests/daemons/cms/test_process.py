@@ -174,7 +174,7 @@ async def test_kill_9_leaves_every_delivered_certificate_known_and_revocable(tmp
             tasks = [asyncio.ensure_future(ask(name)) for name in asked]
             while len(delivered) < 60:
                 await asyncio.sleep(0.01)
-            await asyncio.to_thread(process.process.wait, 10)
+            await asyncio.to_thread(process.process.wait, 60)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

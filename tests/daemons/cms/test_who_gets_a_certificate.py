@@ -557,7 +557,7 @@ async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
         worst = 0.0
         while not asked[0].done():
             before = loop.time()
-            await asyncio.wait_for(anyone.get("CERT:HEALTH"), 5)
+            await asyncio.wait_for(anyone.get("CERT:HEALTH"), 30)
             worst = max(worst, loop.time() - before)
         assert worst < 2.0
         for request in asked:

@@ -29,7 +29,7 @@ async def test_clients_go_on_with_the_next_gateway(tmp_path: Path):
             await asyncio.sleep(0.005)
 
     async def all_have(kind: type, least: float = 0.0) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not all(
                 items
                 and isinstance(items[-1], kind)

@@ -141,7 +141,7 @@ def test_a_program_that_asks_without_tls_gets_its_certificate_too_and_never_unde
 
         async def ask() -> str:
             async with Context(config, beacons=False) as context:
-                reply = await context.rpc("CERT:CREATE", ccr("plain-one", organization="outer"), timeout=20)
+                reply = await context.rpc("CERT:CREATE", ccr("plain-one", organization="outer"), timeout=30)
                 with pytest.raises(RemoteError, match="needs TLS from you"):
                     await context.rpc("CERT:CREATE", jwt_request("a.b.c"))
                 return str(reply["state"])

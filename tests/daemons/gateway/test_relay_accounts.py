@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from appliance.errors import RemoteError
 from tests.daemons.cms.test_relayed import OPEN, client
 from tests.helpers.cms import admin_keychain, running
 from tests.helpers.gateways import client_to, direct, gateway_to
-from tests.helpers.peers import free_port
+from tests.helpers.ports import free_port
 from tests.transport.test_bounds import until
 
 HOST = "127.0.0.1"
@@ -20,7 +19,7 @@ HOST = "127.0.0.1"
 async def test_one_host_that_asks_too_often_does_not_use_up_the_share_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port(socket.SOCK_STREAM)
+    port = free_port()
     async with running(tmp_path, ccr_per_minute=6.0, ccr_burst=2, proxy_from=(HOST,), **OPEN) as service:
         upstream = {"pva": {"name_servers": f"{HOST}:{service.server.tcp_port}"}}
         async with gateway_to(client=upstream, relay={"tls_port": port}, status_prefix="GW:") as gateway:
@@ -46,8 +45,8 @@ async def test_one_host_that_asks_too_often_does_not_use_up_the_share_of_others(
 
 
 async def test_a_relay_without_a_service_is_a_trouble_that_health_names() -> None:
-    port = free_port(socket.SOCK_STREAM)
-    upstream = {"pva": {"name_servers": f"{HOST}:{free_port(socket.SOCK_STREAM)}"}}
+    port = free_port()
+    upstream = {"pva": {"name_servers": f"{HOST}:{free_port()}"}}
     async with gateway_to(client=upstream, relay={"tls_port": port}) as gateway:
         troubles = [text for _, text in gateway.overview.troubles()]
         assert "the relay of the server side outer has not found the certificate service" in troubles

@@ -180,7 +180,7 @@ async def test_the_first_connection_is_as_quick_as_later_ones(
 ) -> None:
     async with chain(site, tmp_path, shared, following=True) as made:
         began = time.monotonic()
-        assert (await made.client.get("pv", timeout=20))["value"] == 1.0
+        assert (await made.client.get("pv", timeout=30))["value"] == 1.0
         first = time.monotonic() - began
         assert made.client.channel("pv").peer.account.startswith("gateway-")
         assert made.gateways, "the IOC sees the gateway over TLS"
@@ -190,7 +190,7 @@ async def test_the_first_connection_is_as_quick_as_later_ones(
             async with open_client(made.config, beacons=False) as other:
                 opened = time.monotonic() - began
                 began = time.monotonic()
-                await other.get("pv", timeout=20)
+                await other.get("pv", timeout=30)
                 later.append(time.monotonic() - began)
                 assert opened < PATIENCE_S, "the client's own status comes through the gateway"
         print(f"first {first * 1000:.0f} ms, later {', '.join(f'{s * 1000:.0f}' for s in later)} ms")
@@ -206,13 +206,13 @@ async def test_a_client_that_has_tls_alone_follows_statuses_through_the_gateway(
         config = made.config._replace(addr_list=(), name_servers=(Endpoint(HOST, port, tls=True),))
         assert config.tls_alone
         async with open_client(config, beacons=False) as client:
-            began = time.monotonic()
-            await client.get("pv", timeout=20)
-            took = time.monotonic() - began
+            reading = asyncio.create_task(client.get("pv", timeout=30))
+            # There is no second search, which comes a second later.
+            await promptly(reading.done, STEP_S + 1.0)
+            assert (await reading)["value"] == 1.0
             peer = client.channel("pv").peer
             assert peer.is_tls
             assert peer.account.startswith("gateway-")
-            assert took < STEP_S + 1.0, "no second search"
             link = client.channel("pv").link
             since = await made.revoke("client")
             await until(
@@ -224,13 +224,13 @@ async def test_a_client_whose_certificate_is_revoked_is_cut_off_and_others_go_on
     site: Site, tmp_path: Path, shared: dict[str, Holder]
 ) -> None:
     async with chain(site, tmp_path, shared, "client") as made:
-        await made.client.get("pv", timeout=20)
+        await made.client.get("pv", timeout=30)
         link = made.client.channel("pv").link
         assert link is not None
         assert link.address.tls
         plain = made.config._replace(tls_keychain="")
         async with Context(plain, beacons=False) as other:
-            await other.get("pv", timeout=20)
+            await other.get("pv", timeout=30)
             its_link = other.channel("pv").link
             since = await made.revoke("client")
             took = await until(
@@ -248,7 +248,7 @@ async def test_an_ioc_whose_certificate_is_revoked_is_lost_to_the_clients(
 ) -> None:
     """Over TLS only: otherwise the gateway goes on over plain TCP, as every client does."""
     async with chain(site, tmp_path, shared, "ioc", client="tls_required") as made:
-        await made.client.get("pv", timeout=20)
+        await made.client.get("pv", timeout=30)
         link = made.client.channel("pv").link
         assert link is not None
         async with made.client.monitor("pv") as updates:
@@ -263,7 +263,7 @@ async def test_an_ioc_whose_certificate_is_revoked_is_lost_to_the_clients(
             print(f"lost after {took:.2f} s")
         with pytest.raises(ApplianceError):
             await made.client.get("pv", timeout=1.0)
-        await made.client.get("CERT:ROOT", timeout=20)
+        await made.client.get("CERT:ROOT", timeout=30)
 
 
 @pytest.mark.parametrize("options", ["", "tls_required"])
@@ -271,7 +271,7 @@ async def test_a_gateway_whose_certificate_is_revoked_proves_nothing_any_more_to
     site: Site, tmp_path: Path, shared: dict[str, Holder], options: str
 ) -> None:
     async with chain(site, tmp_path, shared, "gateway", client=options, server=options) as made:
-        await made.client.get("pv", timeout=20)
+        await made.client.get("pv", timeout=30)
         link = made.client.channel("pv").link
         assert link is not None
         since = await made.revoke("gateway")
@@ -286,7 +286,7 @@ async def test_a_gateway_whose_certificate_is_revoked_proves_nothing_any_more_to
                 await made.client.get("pv", timeout=1.0)
             assert not made.ioc.peers
         else:
-            await made.client.get("pv", timeout=5.0)
+            await made.client.get("pv", timeout=30)
             peer = made.client.channel("pv").peer
             assert not peer.is_tls
 
@@ -295,12 +295,12 @@ async def test_two_keychains_keep_the_sides_apart(
     site: Site, tmp_path: Path, shared: dict[str, Holder]
 ) -> None:
     async with chain(site, tmp_path, shared, "inner", apart=True) as made:
-        await made.client.get("pv", timeout=20)
+        await made.client.get("pv", timeout=30)
         link = made.client.channel("pv").link
         assert link is not None
         assert [name.partition("-")[0] for name in made.gateways] == ["inner"]
         since = await made.revoke("inner")
         await until(lambda: not made.gateways, since, "the IOC is without the inner certificate")
-        await made.client.get("pv", timeout=5.0)
+        await made.client.get("pv", timeout=30)
         assert made.client.channel("pv").peer.account.startswith("gateway-")
         assert made.client.channel("pv").link is link

@@ -100,7 +100,7 @@ async def test_many_clients_that_watch_many_pvs_leave_the_memory_flat(
                 while any(watcher.octets <= count for watcher, count in zip(crowd, before, strict=True)):
                     await asyncio.sleep(0.01)
         assert all(watcher.alive for watcher in crowd)
-        channels = await client.get("GW:channels", server=gateway.address, timeout=20)
+        channels = await client.get("GW:channels", server=gateway.address, timeout=30)
         assert channels["unconnected"] == 0
         grown = slope(samples)
         with capsys.disabled():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -25,9 +24,10 @@ from appliance.pvdata import Value
 from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, STRING
 from appliance.server import Server, SharedPV
-from tests.helpers.ioc_process import IocProcess, free_port, running_ioc
+from tests.helpers.ioc_process import IocProcess, running_ioc
 from tests.helpers.live import keychain_file, server_config, until
 from tests.helpers.pki import site
+from tests.helpers.ports import free_port
 from tests.helpers.status_service import StatusService
 
 RECORDS = """
@@ -91,7 +91,7 @@ def may_write(client: Context, name: str) -> bool:
 
 async def refused(client: Context, name: str) -> bool:
     try:
-        await client.put(name, 7.0, timeout=10)
+        await client.put(name, 7.0, timeout=30)
     except AccessDeniedError:
         return True
     return False
@@ -106,7 +106,7 @@ async def serving(pv: SharedPV, udp: int, keychain: Path | str = "", **options: 
 
 
 async def test_rights_follow_the_value_of_a_pv_on_another_server(files: Path) -> None:
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     pv = SharedPV.mailbox(mode())
     async with serving(pv, udp), guarded(files, udp) as (_, client):
         # A#1 holds only once the value is known.
@@ -125,7 +125,7 @@ async def test_rights_follow_the_value_of_a_pv_on_another_server(files: Path) ->
 
 
 async def test_an_invalid_input_grants_nothing_until_it_is_valid_again(files: Path) -> None:
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     pv = SharedPV.mailbox(mode(1.0))
     async with serving(pv, udp), guarded(files, udp) as (_, client):
         await until(lambda: may_write(client, "guarded"))
@@ -140,7 +140,7 @@ async def test_an_invalid_input_grants_nothing_until_it_is_valid_again(files: Pa
 async def test_an_input_that_is_lost_takes_the_rights_away_and_gives_them_back_when_it_returns(
     files: Path,
 ) -> None:
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     pv = SharedPV.mailbox(mode(1.0))
     async with guarded(files, udp) as (ioc, client):
         assert await refused(client, "guarded"), "the input has never been seen"
@@ -159,7 +159,7 @@ async def test_an_input_that_is_lost_takes_the_rights_away_and_gives_them_back_w
 
 
 async def test_a_monitor_ends_when_the_input_that_let_it_read_is_lost(files: Path) -> None:
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     async with guarded(files, udp) as (_, client):
         async with serving(SharedPV.mailbox(mode(1.0)), udp):
             with pytest.raises(AccessDeniedError):
@@ -168,14 +168,14 @@ async def test_a_monitor_ends_when_the_input_that_let_it_read_is_lost(files: Pat
             async with asyncio.timeout(40):
                 while True:
                     try:
-                        await client.get("hidden", timeout=5)
+                        await client.get("hidden", timeout=30)
                         break
                     except AccessDeniedError:
                         await asyncio.sleep(0.02)
             subscription = client.monitor("hidden", notify=True)
             assert isinstance(await anext(subscription), Connected)
             assert (await anext(subscription))["value"] == 4.0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not isinstance(await anext(subscription), Disconnected):
                 pass
 
@@ -194,7 +194,7 @@ async def test_a_monitor_ends_when_the_input_that_let_it_read_is_lost(files: Pat
 async def test_inputs_of_other_types_grant_only_what_they_clearly_say(
     files: Path, value: Value, grants: bool
 ) -> None:
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     (files / "rules.acf").write_text(
         "ASG(DEFAULT) { RULE(1, READ) }\nASG(INVERSE) { RULE(1, WRITE) }\n"
         'ASG(GUARDED) { INPA("remote:mode") RULE(1, READ) RULE(1, WRITE) { CALC("A=1") } }\n'
@@ -209,7 +209,7 @@ async def test_inputs_of_other_types_grant_only_what_they_clearly_say(
 @pytest.mark.parametrize("whose", ["client", "ioc"])
 async def test_over_tls_the_input_comes_from_the_server_that_proved_itself(files: Path, whose: str) -> None:
     """With the keychain of the IOC as a client, or else with the one that it serves with."""
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     server_file = keychain_file(files, "other", site().server)
     ioc_file = keychain_file(files, "ioc", site().client if whose == "client" else site().ioc)
     pv = SharedPV.mailbox(mode(1.0))
@@ -236,7 +236,7 @@ async def test_over_tls_the_input_comes_from_the_server_that_proved_itself(files
 
 
 async def test_inputs_that_must_come_over_tls_never_come_in_the_clear(files: Path) -> None:
-    udp = free_port(socket.SOCK_DGRAM)
+    udp = free_port()
     ioc_file = keychain_file(files, "ioc", site().ioc)
     server_file = keychain_file(files, "other", site().server)
     (files / "ioc.yml").write_text(

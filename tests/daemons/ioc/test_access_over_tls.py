@@ -17,7 +17,8 @@ from appliance.config.pva import resolve_client
 from appliance.errors import AccessDeniedError, ApplianceError
 from appliance.pva import commands as c
 from tests.helpers.authn import Account, Site, running_site
-from tests.helpers.ioc_process import IocProcess, free_port, running_ioc
+from tests.helpers.ioc_process import IocProcess, running_ioc
+from tests.helpers.ports import free_port
 
 RECORDS = """
 record(ao, "open") { field(ASG, "DEFAULT") field(VAL, "1") field(PINI, "YES") }

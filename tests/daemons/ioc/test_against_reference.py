@@ -87,7 +87,7 @@ def shown(value: Value) -> dict[str, Any]:
 
 async def first(subscription: Any) -> Value:
     """The next value of a subscription."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             item = await anext(subscription)
             if isinstance(item, Value):
@@ -97,7 +97,7 @@ async def first(subscription: Any) -> Value:
 async def seen(client: Context, name: str) -> dict[str, Any]:
     """What a client sees of a PV by GET and by MONITOR; not there counts as well."""
     try:
-        got = await client.get(name, timeout=10)
+        got = await client.get(name, timeout=30)
     except ApplianceError as error:
         return {"error": type(error).__name__}
     async with client.monitor(name) as subscription:
@@ -218,7 +218,7 @@ GROUP_PUTS: list[tuple[str, dict[str, Any], str]] = [
 async def outcome(client: Context, name: str, value: Any, request: str) -> str:
     """How a PUT ended."""
     try:
-        await client.put(name, value, request=request, timeout=10)
+        await client.put(name, value, request=request, timeout=30)
     except ApplianceError:
         return "refused"
     return "done"
@@ -249,7 +249,7 @@ async def updates(client: Context, name: str, value: Any, request: str) -> tuple
         # Beside the value field the reference marks the alarm with the events of some fields and not of others;
         # we mark it whenever it has changed.
         marked = {path for path in marked if not path.startswith("alarm.")}
-    return ended, [shown(await client.get(name, timeout=10)), {"marked": sorted(marked)}]
+    return ended, [shown(await client.get(name, timeout=30)), {"marked": sorted(marked)}]
 
 
 @pytest.mark.parametrize("puts", [PUTS, GROUP_PUTS], ids=["records", "groups"])

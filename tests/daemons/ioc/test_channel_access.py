@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.ca_client import ca_client
-from tests.helpers.ioc_process import IocProcess, free_port, running_ioc, starting_ioc
+from tests.helpers.ioc_process import IocProcess, running_ioc, starting_ioc
+from tests.helpers.ports import free_port
 
 RECORDS = """
 record(ao, "open") { field(ASG, "OPEN") field(VAL, "1") field(PINI, "YES") }
@@ -91,7 +92,7 @@ async def both(files: Path, text: str, **variables: str) -> AsyncIterator[tuple[
     port = free_port()
     async with (
         running_ioc("--config", config, cwd=files, **environment(port), **variables) as ioc,
-        ca_client(port, free_port(socket.SOCK_DGRAM)) as ask,
+        ca_client(port, free_port()) as ask,
     ):
         yield ioc, ask
 
@@ -193,7 +194,7 @@ async def test_a_definition_that_brings_channel_access_brings_the_rules_with_it(
         running_ioc(
             "-S", "-D", definition, "-a", files / "rules.acf", "-d", files / "records.db", **environment(port)
         ),
-        ca_client(port, free_port(socket.SOCK_DGRAM)) as ask,
+        ca_client(port, free_port()) as ask,
     ):
         assert DENIED in await ask("put fixed 99")
         assert await ask("get fixed") == 2.0

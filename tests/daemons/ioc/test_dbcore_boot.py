@@ -253,7 +253,7 @@ def test_a_process_that_forgets_to_shut_down_still_ends(tmp_path: Path) -> None:
     dbcore.register_function("spin", spin)
     dbcore.load_records_text('record(sub, "s") { field(SNAM, "spin") field(SCAN, ".1 second") }')
     dbcore.ioc_init()
-    assert calls.wait(20)
+    assert calls.wait(30)
 
 
 @isolated

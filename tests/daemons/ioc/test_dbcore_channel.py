@@ -475,7 +475,7 @@ def test_blocking_put_waits_for_processing_that_takes_time(tmp_path: Path) -> No
     asyncio.run(run())
     answers: queue.Queue[str | None] = queue.Queue()
     put_notify(DBChannel("ao"), answers.put, 1.0)
-    assert answers.get(timeout=20) is None
+    assert answers.get(timeout=30) is None
     assert DBChannel("ao").get().value == 1
     shutdown()
 

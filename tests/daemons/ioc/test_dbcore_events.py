@@ -42,7 +42,7 @@ class _Batches:
         """Wait until all of these keys have come."""
         missing = set(wanted)
         while missing:
-            missing -= set(self._queue.get(timeout=20))
+            missing -= set(self._queue.get(timeout=30))
 
     def quiet(self, seconds: float) -> bool:
         try:
@@ -138,15 +138,15 @@ def test_events_come_on_the_loops_thread_and_the_value_is_there(tmp_path: Path) 
             hub.subscribe(channels[name], dbcore.DBE_VALUE, name) for name in ("ao", "wave", "str")
         ]
         channels["ao"].put(3.5)
-        assert await asyncio.wait_for(values.get(), 20) == ("ao", 3.5)
+        assert await asyncio.wait_for(values.get(), 30) == ("ao", 3.5)
         channels["str"].put("text")
-        assert await asyncio.wait_for(values.get(), 20) == ("str", "text")
+        assert await asyncio.wait_for(values.get(), 30) == ("str", "text")
         channels["wave"].put([1.0, 2.0])
-        name, value = await asyncio.wait_for(values.get(), 20)
+        name, value = await asyncio.wait_for(values.get(), 30)
         assert name == "wave"
         assert list(value) == [1.0, 2.0]  # type: ignore[call-overload]
         subscriptions.append(hub.subscribe(channels["scan"], dbcore.DBE_VALUE, "scan"))
-        seen = [(await asyncio.wait_for(values.get(), 20))[1] for _ in range(3)]
+        seen = [(await asyncio.wait_for(values.get(), 30))[1] for _ in range(3)]
         # On a busy machine a wake-up may come late and show a later value; it never shows one twice or an earlier one.
         assert seen == sorted(set(seen))  # type: ignore[type-var]
         subscriptions[0].cancel()
@@ -192,12 +192,12 @@ def _stalled(plain: bool) -> None:
         hub.subscribe(channel, dbcore.DBE_VALUE | dbcore.DBE_ALARM, i) for i, channel in enumerate(channels)
     ]
     writers[0].put(1)
-    assert entered.wait(20)
+    assert entered.wait(30)
     for value in range(1, rounds + 1):
         for writer in writers:
             writer.put(value)
     go.set()
-    assert done.wait(20)
+    assert done.wait(30)
     assert hub.events < count * rounds, "squashed"
     assert bool(hub.overflows) is not plain
     for subscription in subscriptions:

@@ -32,7 +32,7 @@ def database(tmp_path: Path) -> Path:
 
 
 async def update(subscription: Monitor) -> Value:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not isinstance(item := await anext(subscription), Value):
             pass
         return item

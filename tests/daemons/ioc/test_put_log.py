@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +18,8 @@ from appliance.client import Context
 from appliance.daemon.audit import verify_file
 from appliance.errors import ApplianceError
 from tests.helpers.ca_client import ca_client
-from tests.helpers.ioc_process import IocProcess, free_port, running_ioc
+from tests.helpers.ioc_process import IocProcess, running_ioc
+from tests.helpers.ports import free_port
 from tests.helpers.raw import RawClient, message, text
 
 RECORDS = """
@@ -60,7 +60,7 @@ class Logged:
 
     async def record(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Wait for one."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while True:
                 for found in self.records():
                     if wanted(found):
@@ -124,7 +124,7 @@ async def test_a_put_is_written_down_although_its_client_does_not_wait_for_the_e
         assert (found["account"], found["method"], found["new"], found["result"]) == (
             "operator", "ca", 42.5, "accepted",
         )  # fmt: skip
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await client.get(name))["value"] != 42.5:
                 await asyncio.sleep(0.02)
         await log.ioc.printed(r"operator \(ca from .*put .* -> 42.5")
@@ -162,12 +162,12 @@ async def test_whatever_writes_or_processes_is_written_down_although_its_client_
         assert (found["event"], found["record"], found.get("new")) == logged_as
         assert (found["account"], found["method"], found["result"]) == ("operator", "ca", "accepted")
         if command != PROCESS:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 read = "m1" if name == "grp" else name
                 while (await client.get(read))["value"] != 42.5:
                     await asyncio.sleep(0.02)
         elif name == "ao":
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while (await client.get("count"))["value"] <= count:
                     await asyncio.sleep(0.02)
         await raw.close()
@@ -263,7 +263,7 @@ async def test_every_value_has_a_form_in_the_log(tmp_path: Path) -> None:
 
 async def refusal(client: Context, name: str, new: Any, request: str = "") -> str:
     try:
-        await client.put(name, new, request=request, timeout=10)
+        await client.put(name, new, request=request, timeout=30)
     except ApplianceError as error:
         return str(error)
     return ""
@@ -311,7 +311,7 @@ async def logged_channel_access(folder: Path) -> AsyncIterator[tuple[Logged, Con
         "EPICS_CA_ADDR_LIST": "",
     }
     async with logged(folder, "channel_access: true\n", **variables) as (log, client):
-        yield log, client, port, free_port(socket.SOCK_DGRAM)
+        yield log, client, port, free_port()
 
 
 @pytest.mark.parametrize("name", ["ao", "slow.A"])
@@ -323,7 +323,7 @@ async def test_over_channel_access_too_a_put_is_written_down_although_its_client
             assert await ask(f"leave {name} 42.5") == "left"
         found = await log.record(lambda each: each["pv"] == name)
         assert (found["new"], found["result"]) == (42.5, "accepted")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await client.get(name))["value"] != 42.5:
                 await asyncio.sleep(0.02)
 

@@ -59,7 +59,7 @@ def files(tmp_path: Path) -> Path:
 async def put(client: Context, name: str, value: Any, request: str = "") -> str:
     """The error of a PUT, nothing when it was done."""
     try:
-        await client.put(name, value, request=request, timeout=10)
+        await client.put(name, value, request=request, timeout=30)
     except ApplianceError as error:
         return str(error)
     return ""
@@ -67,7 +67,7 @@ async def put(client: Context, name: str, value: Any, request: str = "") -> str:
 
 async def until(check: Any) -> None:
     """Wait for something that another process does."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not await check():
             await asyncio.sleep(0.02)
 
@@ -105,9 +105,8 @@ async def test_a_put_that_blocks_is_answered_after_processing(files: Path) -> No
         start = loop.time()
         await client.put("slow.A", 1.0, request="record[block=true]")
         assert loop.time() - start > 0.25
-        start = loop.time()
-        await client.put("slow.A", 2.0)
-        assert loop.time() - start < 0.25
+        await client.put("slow.ODLY", 3600.0)
+        await client.put("slow.A", 2.0)  # is not answered an hour later
 
 
 async def test_a_put_that_blocks_and_processes_does_so_whatever_the_field_and_scan(tmp_path: Path) -> None:
@@ -203,8 +202,9 @@ async def test_the_exit_record_ends_the_ioc_with_a_status(files: Path) -> None:
     async with running_ioc("-S", "-x", "ioc1", "-d", files / "records.db") as ioc, ioc.client() as client:
         assert (await client.get("ioc1:BaseVersion")).type.id == "epics:nt/NTScalar:1.0"
         await client.put("ioc1:exit.A", 3.0)
-        await put(client, "ioc1:exit.PROC", 1)
+        putting = asyncio.create_task(client.put("ioc1:exit.PROC", 1, timeout=None))
         assert await ioc.ended() == 1
+        putting.cancel()  # nobody is left who would answer
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ async def test_rules_hold_for_records_fields_and_groups(files: Path) -> None:
         assert "denied" in await put(client, "fixed.DESC", "x")
         assert (await client.get("fixed"))["value"] == 3.0
         with pytest.raises(ApplianceError, match="denied"):
-            await client.get("secret", timeout=5)
+            await client.get("secret", timeout=30)
         assert await put(client, "grp", {"m.value": 5.0}) == ""
         assert "c: write access denied" in await put(client, "grp", {"m.value": 6.0, "c.value": 6.0})
         assert (await client.get("grp"))["m.value"] == 5.0, "nothing of a refused put is written"
@@ -306,7 +306,7 @@ async def test_with_enforce_read_reading_is_judged_and_the_log_says_who_is_hidde
     async with running_ioc(*words, "-a", files / "seed.acf", "--enforce-read") as ioc, ioc.client() as client:
         for name in ("test:enumExample", "test:structExample"):
             with pytest.raises(ApplianceError, match="read access denied"):
-                await client.get(name, timeout=5)
+                await client.get(name, timeout=30)
         await ioc.printed("its rules apply to reading and writing")
         await ioc.printed(r"nobody can read test:.* and \d+ more: ASG\(DEFAULT\) grants reading to nobody")
 
@@ -321,7 +321,7 @@ async def test_the_configuration_file_has_reading_judged_unless_it_says_otherwis
             assert (await client.get("secret"))["value"] == 4.0
         else:
             with pytest.raises(ApplianceError, match="read access denied"):
-                await client.get("secret", timeout=5)
+                await client.get("secret", timeout=30)
         assert "denied" in await put(client, "secret", 1.0)
 
 
@@ -427,16 +427,16 @@ async def test_the_console_belongs_to_a_group_and_runs_commands(files: Path) -> 
 
         async def ask(command: str) -> str:
             writer.write(command.encode() + b"\n")
-            answer = await asyncio.wait_for(reader.readuntil(b"epics> "), 10)
+            answer = await asyncio.wait_for(reader.readuntil(b"epics> "), 30)
             return answer.decode()
 
-        assert await asyncio.wait_for(reader.readuntil(b"epics> "), 10) == b"epics> "
+        assert await asyncio.wait_for(reader.readuntil(b"epics> "), 30) == b"epics> "
         assert "free" in await ask("dbl")
         assert "4" in await ask("dbgf secret")
         assert "TCP port" in await ask("pvxsr 2")
         assert "(failed)" in await ask("nonsense")
         writer.write(b"exit\n")
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert await asyncio.wait_for(reader.read(), 30) == b""
         writer.close()
         await ioc.printed("dbgf secret")
         assert await ioc.stop() == 0

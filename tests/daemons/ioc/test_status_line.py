@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 
 from tests.helpers.authn import running_site
-from tests.helpers.ioc_process import free_port, running_ioc
+from tests.helpers.ioc_process import running_ioc
+from tests.helpers.ports import free_port
 
 
 async def until(manager: socket.socket, text: str) -> str:

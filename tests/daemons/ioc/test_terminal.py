@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from appliance.quickstart.layout import Layout, Ports
-from tests.helpers.ioc_process import environment, free_port
+from tests.helpers.ioc_process import environment
+from tests.helpers.ports import free_port
 
 PATIENCE_S = 60.0
 

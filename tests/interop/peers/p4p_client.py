@@ -32,26 +32,26 @@ def plain(value):
     return value
 
 
-def get(pv, request=None, timeout=10):
+def get(pv, request=None, timeout=30):
     return plain(context.get(pv, request=request, timeout=timeout, throw=True))
 
 
 def put(pv, value, request=None, get=True):
-    context.put(pv, value, request=request, get=get, timeout=10)
+    context.put(pv, value, request=request, get=get, timeout=30)
 
 
 def put_big(pv, count):
-    context.put(pv, {"value": np.arange(count, dtype=float)}, timeout=10)
+    context.put(pv, {"value": np.arange(count, dtype=float)}, timeout=30)
 
 
 def rpc(pv, **arguments):
     types = {int: "l", float: "d", str: "s", bool: "?"}
     uri = NTURI([(name, types[type(value)]) for name, value in arguments.items()])
-    return plain(context.rpc(pv, uri.wrap(pv, kws=arguments, scheme="pva"), timeout=10))
+    return plain(context.rpc(pv, uri.wrap(pv, kws=arguments, scheme="pva"), timeout=30))
 
 
 def typeof(pv):
-    return str(context.get(pv, timeout=10).type())
+    return str(context.get(pv, timeout=30).type())
 
 
 def monitor(pv, request=None):

@@ -76,35 +76,35 @@ def context_of(pv):
     return structures if pv == "prog:table" else context
 
 
-def get(pv, request=None, throw=True, timeout=20):
+def get(pv, request=None, throw=True, timeout=30):
     found = context_of(pv).get(pv, request=request, throw=throw, timeout=timeout)
     return [shown(item) for item in found] if isinstance(pv, list) else shown(found)
 
 
 def raw(pv):
     with Context("pva", nt=False) as plain:
-        value = plain.get(pv, timeout=20)
+        value = plain.get(pv, timeout=30)
         return {"id": value.getID(), "keys": sorted(value.keys()), "changed": sorted(value.changedSet())}
 
 
 def aget(pv):
     async def main():
         with AsyncContext("pva") as ctx:
-            return await asyncio.wait_for(ctx.get(pv), 20)
+            return await asyncio.wait_for(ctx.get(pv), 30)
 
     return [shown(item) for item in asyncio.run(main())]
 
 
-def put(pv, value, timeout=20, **options):
+def put(pv, value, timeout=30, **options):
     context_of(pv).put(pv, value, timeout=timeout, **options)
 
 
 def put_array(pv, count):
-    context.put(pv, np.arange(count, dtype=float) * 2, timeout=20)
+    context.put(pv, np.arange(count, dtype=float) * 2, timeout=30)
 
 
 def put_image(pv, shape, dtype):
-    context.put(pv, np.arange(np.prod(shape), dtype=dtype).reshape(shape), timeout=20)
+    context.put(pv, np.arange(np.prod(shape), dtype=dtype).reshape(shape), timeout=30)
 
 
 def call(method, **arguments):
@@ -114,11 +114,11 @@ def call(method, **arguments):
 def echo(**arguments):
     types = {int: "l", float: "d", str: "s", bool: "?"}
     uri = NTURI([(name, types[type(value)]) for name, value in arguments.items()])
-    return structures.rpc("prog:echo", uri.wrap("prog:echo", kws=arguments), timeout=20).todict()["query"]
+    return structures.rpc("prog:echo", uri.wrap("prog:echo", kws=arguments), timeout=30).todict()["query"]
 
 
 def call_on(pv):
-    return shown(context.rpc(pv, NTURI([]).wrap(pv), timeout=20))
+    return shown(context.rpc(pv, NTURI([]).wrap(pv), timeout=30))
 
 
 def monitor(pv, request=None):

@@ -64,17 +64,17 @@ async def may(client: Context, name: str) -> str:
     """What a client may do with a PV of `callee`, in words."""
     done = []
     try:
-        await client.get(name, timeout=10)
+        await client.get(name, timeout=30)
         done.append("read")
     except (AccessDeniedError, RemoteError):
         pass
     try:
-        await client.put(name, 1.0, timeout=10)
+        await client.put(name, 1.0, timeout=30)
         done.append("put")
     except AccessDeniedError:
         pass
     try:
-        await client.rpc(name, {"a": 1}, timeout=10)
+        await client.rpc(name, {"a": 1}, timeout=30)
         done.append("rpc")
     except AccessDeniedError:
         pass
@@ -190,7 +190,7 @@ async def test_p4p_s_rules_over_the_wire(tmp_path, rules_, group, user, host, ro
         async with await RawClient.connect(
             ours.tcp_port, validation=claimed(user), source=local(host)
         ) as client:
-            permitted = await asyncio.wait_for(client.permissions("u:pv"), 10)
+            permitted = await asyncio.wait_for(client.permissions("u:pv"), 30)
         assert bool(permitted & c.PERMIT_PUT) is ("put" in wanted.split())
         assert bool(permitted & c.PERMIT_RPC) is ("rpc" in wanted.split())
 
@@ -476,16 +476,16 @@ async def test_a_get_that_processes_needs_the_right_to_write_and_is_logged(tmp_p
             client_to(gateway) as client,
         ):
             with pytest.raises(RemoteError, match="denied"):
-                await client.get("r:pv", request=asks, timeout=10)
+                await client.get("r:pv", request=asks, timeout=30)
             assert pv.waiting == []
             assert (await client.get("r:pv", request="record[process=false]field(value)"))["value"] == 7.0
-            assert (await client.get("w:pv", request=asks, timeout=10))["value"] == 7.0
+            assert (await client.get("w:pv", request=asks, timeout=30))["value"] == 7.0
             assert pv.waiting[-1].options["process"] == how
         assert puts(tmp_path) == [("process", None, "accepted", "")]
         async with gateway_to(server, read_only=True) as gateway, client_to(gateway) as client:
             before = len(pv.waiting)
             with pytest.raises(RemoteError, match="denied"):
-                await client.get("w:pv", request=asks, timeout=10)
+                await client.get("w:pv", request=asks, timeout=30)
             assert len(pv.waiting) == before
 
 
@@ -494,10 +494,10 @@ async def test_a_read_that_waits_is_refused_when_the_right_to_read_goes(tmp_path
     more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, READ) }")
     async with served({"pv": pv}) as server, gateway_to(server, enforce_read=True, **more) as gateway:
         async with client_to(gateway) as client:
-            await client.get("pv", timeout=10)
+            await client.get("pv", timeout=30)
             pv.at_once = False
             pv.waiting.clear()
-            waiting = asyncio.create_task(client.get("pv", timeout=10))
+            waiting = asyncio.create_task(client.get("pv", timeout=30))
             await until(lambda: bool(pv.waiting))
             rules(tmp_path, "ASG(DEFAULT) { RULE(1, NONE) }")
             await gateway.reload(gateway.config)
@@ -539,7 +539,7 @@ async def test_a_put_whose_server_is_lost_meanwhile_is_logged_as_failed(tmp_path
         client_to(gateway) as client,
     ):
         await client.put("pv", 1.0)
-        waiting = asyncio.ensure_future(client.put("pv", 13.0, timeout=20))
+        waiting = asyncio.ensure_future(client.put("pv", 13.0, timeout=30))
         await until(lambda: len(puts(tmp_path)) == 2)
         await server.stop()
         with pytest.raises(OperationError):
@@ -624,8 +624,8 @@ async def test_a_pv_list_of_hurtful_patterns_does_not_hold_up_a_client(tmp_path)
     more = rules(tmp_path, "ASG(DEFAULT) { RULE(1, WRITE) }", hurtful)
     async with served({"a" * 200: double(4.5)}) as server, gateway_to(server, **more) as gateway:
         async with client_to(gateway) as client:
-            assert (await client.get("a" * 200, timeout=10))["value"] == 4.5
-            assert (await client.get(["a" * 200] * 3, timeout=10))[0]["value"] == 4.5
+            assert (await client.get("a" * 200, timeout=30))["value"] == 4.5
+            assert (await client.get(["a" * 200] * 3, timeout=30))[0]["value"] == 4.5
 
 
 # -- reading the files again ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tests.helpers.gateways import (
     server_side,
 )
 from tests.helpers.ours import double, served, server_config
-from tests.helpers.peers import free_port
+from tests.helpers.ports import free_port
 from tests.helpers.raw import RawClient, message, text
 
 
@@ -31,7 +31,7 @@ async def ask_once(server: Server, *wanted: str) -> set[str]:
     found: set[str] = set()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        sock.settimeout(5)
+        sock.settimeout(30)
         data = pack_message(c.CMD_SEARCH, search.encode(), from_server=False)
         sock.sendto(data, ("127.0.0.1", server.udp_port))
         while len(found) < len(wanted):
@@ -56,7 +56,7 @@ async def test_one_search_over_tcp_is_answered_over_the_same_connection():
         outer = server_of(gateway)
         async with await RawClient.connect(outer.tcp_port) as client:
             await client.send(message(c.CMD_SEARCH, SearchRequest(7, ((5, "pv"),), ("tcp",)).encode()))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 command, body = await client.message()
             assert command == c.CMD_SEARCH_RESPONSE
             answer = SearchResponse.decode(body, 0, len(body), big=False)
@@ -66,7 +66,7 @@ async def test_one_search_over_tcp_is_answered_over_the_same_connection():
 async def test_a_channel_that_was_never_searched_for_opens():
     async with served({"pv": double(1.5)}) as server, gateway_to(server) as gateway:
         async with await RawClient.connect(server_of(gateway).tcp_port) as raw:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await raw.channel("pv")
         async with client_to(gateway) as client:
             assert (await client.get("pv", server=direct(gateway)))["value"] == 1.5
@@ -75,7 +75,7 @@ async def test_a_channel_that_was_never_searched_for_opens():
 async def test_a_channel_waits_for_a_server_that_starts_meanwhile():
     udp = free_port()
     async with gateway_to(udp) as gateway, client_to(gateway) as client:
-        waiting = asyncio.create_task(client.get("pv", server=direct(gateway), timeout=10))
+        waiting = asyncio.create_task(client.get("pv", server=direct(gateway), timeout=30))
         while "pv" not in gateway.clients["inner"].known:
             await asyncio.sleep(0.01)
         async with served({"pv": double(3.0)}, config=server_config(udp)):
@@ -154,6 +154,6 @@ async def test_a_host_whose_answers_are_ignored_is_not_used():
             async with client_to(gateway) as client:
                 why = await refusal(client, "pv", direct(gateway))
                 assert "no server behind this gateway" in why
-        other = {"ignore_servers": [f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"]}
+        other = {"ignore_servers": [f"127.0.0.1:{free_port()}"]}
         async with gateway_to(server, client=other) as gateway, client_to(gateway) as client:
             assert (await client.get("pv"))["value"] == 1.0

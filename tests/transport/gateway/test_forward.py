@@ -60,7 +60,7 @@ async def test_every_shape_is_read_and_watched_as_at_its_server():
     async with served(gallery()) as server, gateway_to(server) as gateway:
         async with client_to(gateway) as client, Context(client.config) as other:
             for name in EVERY:
-                here = await client.get(f"our:{name}", timeout=10)
+                here = await client.get(f"our:{name}", timeout=30)
                 there = await client.get(f"our:{name}", server=("127.0.0.1", server.tcp_port, False))
                 assert here == there
                 assert here.type == there.type
@@ -129,7 +129,7 @@ async def test_warnings_of_the_server_reach_the_client(
     recorder.warnings = warnings
     pvs: Any = {"r": recorder}
     async with served(pvs) as server, gateway_to(server) as gateway, client_to(gateway) as client:
-        await client.put("r", {"value": 2.0}, timeout=10)
+        await client.put("r", {"value": 2.0}, timeout=30)
         port = server_of(gateway).tcp_port
         said = [record.getMessage() for record in caplog.records if "near the limit" in record.getMessage()]
         assert sum(f"127.0.0.1:{port} " in line for line in said) == passed

@@ -22,7 +22,7 @@ from tests.helpers.gateways import (
     server_side,
 )
 from tests.helpers.ours import double, served, server_config
-from tests.helpers.peers import free_port
+from tests.helpers.ports import free_port
 
 QUICK = {"open_patience_s": 0.3, "promise_s": 0.3}
 
@@ -108,7 +108,7 @@ async def test_two_gateways_that_face_each_other_do_not_keep_a_name_alive():
                 await asyncio.sleep(0.05)
                 assert not any(upstream.active for upstream in known)
             async with served({"pv": double(2.0)}, config=server_config(real)):
-                value = await here.get("pv", server=direct(one, "out"), timeout=20)
+                value = await here.get("pv", server=direct(one, "out"), timeout=30)
                 assert value["value"] == 2.0
 
 
@@ -133,7 +133,7 @@ async def test_a_stale_loop_dies_out_and_the_server_is_found_again():
         await settled(lambda: all(upstream.channel.state.value == "searching" for upstream in known), 5)
         assert not any(upstream.active for upstream in known)
         async with served({"pv": double(2.0)}, config=server_config(real)), client_to(one, "out") as client:
-            assert (await client.get("pv", server=direct(one, "out"), timeout=20))["value"] == 2.0
+            assert (await client.get("pv", server=direct(one, "out"), timeout=30))["value"] == 2.0
 
 
 async def test_two_gateways_beside_each_other_and_one_is_stopped():

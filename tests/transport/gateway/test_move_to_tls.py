@@ -23,7 +23,7 @@ S = site()
 
 
 async def settled(condition: Any) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.02)
 

@@ -112,7 +112,7 @@ async def test_over_tls_alone_and_with_tls_on_both_sides(tmp_path: Path):
             where = f"pvas://127.0.0.1:{server_of(gateway).tls_port}"
             config = only_by_name_server(where, tls_keychain=chains["client"], no_status_cache=True)
             async with open_client(config, beacons=False) as client:
-                assert (await client.get("pv", timeout=10))["value"] == 1.0
+                assert (await client.get("pv", timeout=30))["value"] == 1.0
                 info = await client.info("pv")
                 assert (info.peer.account, info.peer.is_tls) == ("ioc", True)
             (peer,) = server.peers.values()

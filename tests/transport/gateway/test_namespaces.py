@@ -94,7 +94,7 @@ class World:
         code = FRAME.format(root=str(ROOT), body=textwrap.indent(textwrap.dedent(body), "    "))
         return self.run(host, "-c", code)
 
-    def ask(self, host: str, *wanted: str, timeout: float = 5.0, **settings: Any) -> list[str]:
+    def ask(self, host: str, *wanted: str, timeout: float = 30.0, **settings: Any) -> list[str]:
         with self.python(host, CLIENT, NAMES=wanted, SETTINGS=settings, TIMEOUT=timeout) as process:
             out, _ = process.communicate(timeout=60)
         return out.splitlines()
@@ -140,7 +140,7 @@ def test_two_networks(world: World, start: Any) -> None:
             pva: {intf_addr_list: 10.92.2.1, beacon_addr_list: 10.92.2.255, auto_beacon_addr_list: false}
     """)
     # The client begins before the gateway answers: its search is repeated.
-    assert world.ask("outer", "ioc:pv", timeout=20) == ["ioc:pv 1.0 10.92.2.1"]
+    assert world.ask("outer", "ioc:pv", timeout=30) == ["ioc:pv 1.0 10.92.2.1"]
     assert world.ask("outer", "lab:pv", timeout=0.5)[0].startswith("lab:pv error"), "another side's"
     assert world.ask("inner", "ioc:pv") == ["ioc:pv 1.0 10.92.1.2"], (
         "at its own server, not through the gateway"
@@ -162,7 +162,7 @@ def test_three_networks_linked_in_both_directions(world: World, start: Any) -> N
             clients: [lab]
             pva: {intf_addr_list: 10.92.1.1, auto_beacon_addr_list: false}
     """)
-    assert world.ask("outer", "ioc:pv", "lab:pv", timeout=20) == [
+    assert world.ask("outer", "ioc:pv", "lab:pv", timeout=30) == [
         "ioc:pv 1.0 10.92.2.1",
         "lab:pv 2.0 10.92.2.1",
     ]

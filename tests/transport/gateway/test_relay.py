@@ -18,7 +18,7 @@ from appliance.tls.context import client_context
 from tests.helpers.cms import admin_keychain, ccr, jwt_request, running
 from tests.helpers.gateways import client_to, direct, gateway_to, server_of
 from tests.helpers.ours import client_config
-from tests.helpers.peers import free_port
+from tests.helpers.ports import free_port
 from tests.transport.test_bounds import until
 
 HOST = "127.0.0.1"
@@ -31,7 +31,7 @@ def to(service: CertificateService) -> dict[str, Any]:
 
 
 def with_relay(**more: Any) -> dict[str, Any]:
-    return {"relay": {"tls_port": free_port(socket.SOCK_STREAM), **more}}
+    return {"relay": {"tls_port": free_port(), **more}}
 
 
 def search(*names: str, protocols: tuple[str, ...] = ("tls", "tcp")) -> SearchRequest:
@@ -68,7 +68,7 @@ async def test_end_to_end_means_the_services_own_certificate_and_the_clients(tmp
                 client_config(server_of(gateway).udp_port), tls=tls, require_tls=True, beacons=False
             ) as client,
         ):
-            reply = await client.rpc("CERT:CREATE", ccr("bob"), timeout=20)
+            reply = await client.rpc("CERT:CREATE", ccr("bob"), timeout=30)
             assert reply["state"] == "PENDING_APPROVAL"
             await client.put(reply["status_pv"], {"state": "APPROVED"})
             peer = client.channel(reply["status_pv"]).peer
@@ -77,7 +77,7 @@ async def test_end_to_end_means_the_services_own_certificate_and_the_clients(tmp
 
 
 async def test_while_there_is_no_service_nobody_answers_and_then_the_relay_does(tmp_path: Path) -> None:
-    port = free_port(socket.SOCK_STREAM)
+    port = free_port()
     options = with_relay()
     client = {"pva": {"name_servers": f"{HOST}:{port}"}}
     async with gateway_to(client=client, **options) as gateway:
@@ -111,7 +111,7 @@ async def test_the_pv_list_hides_the_relays_names_too(tmp_path: Path) -> None:
 async def test_what_would_be_the_gateways_act_is_refused_on_the_ordinary_way(tmp_path: Path) -> None:
     async with running(tmp_path, require_client_approval=False) as service:
         async with gateway_to(client=to(service)) as gateway, client_to(gateway) as client:
-            anchor = await client.rpc("CERT:CREATE", ccr(pub_key=""), timeout=20)
+            anchor = await client.rpc("CERT:CREATE", ccr(pub_key=""), timeout=30)
             assert anchor["cert"]
             with pytest.raises(RemoteError, match="needs TLS from you to the certificate service itself"):
                 await client.rpc("CERT:CREATE", jwt_request("a.b.c"))
@@ -121,7 +121,7 @@ async def test_what_would_be_the_gateways_act_is_refused_on_the_ordinary_way(tmp
             name = service.names.status(1)
             undecoded = f"\x16{chr(len(name))}{name}"  # as peers of 2025 read it in certificates
             with pytest.raises(RemoteError, match="needs TLS from you"):
-                await client.put(undecoded, {"state": "REVOKED"}, server=direct(gateway), timeout=10)
+                await client.put(undecoded, {"state": "REVOKED"}, server=direct(gateway), timeout=30)
             with pytest.raises(RemoteError, match="needs TLS from you"):
                 await client.rpc("CERT:LIST", {"limit": "1"})
 
@@ -171,7 +171,7 @@ async def test_gateways_in_a_row_pass_the_real_client_on(
                     client_config(server_of(outer).udp_port), tls=tls, require_tls=True, beacons=False
                 ) as client,
             ):
-                reply = await client.rpc("CERT:CREATE", ccr("bob"), timeout=20)
+                reply = await client.rpc("CERT:CREATE", ccr("bob"), timeout=30)
                 assert reply["state"] == "PENDING_APPROVAL"
                 ours = client.channel("CERT:CREATE").link
                 assert ours is not None
@@ -195,7 +195,7 @@ async def test_a_service_that_has_moved_is_found_again(tmp_path: Path) -> None:
                 tls = tls or client_context(admin_keychain(tmp_path), want_staple=False)
                 config = client_config(server_of(gateway).udp_port)
                 async with Context(config, tls=tls, require_tls=True, beacons=False) as client:
-                    reply = await client.rpc("CERT:CREATE", ccr(name), timeout=20)
+                    reply = await client.rpc("CERT:CREATE", ccr(name), timeout=30)
                     assert reply["state"] == "PENDING_APPROVAL"
         assert ports[0] != ports[1]
 

@@ -378,3 +378,29 @@ def test_keys_that_cannot_sign_certificates_are_refused():
 
     with pytest.raises(CertificateError, match="cannot sign with a key of the type X25519PublicKey"):
         KeySigner(X25519PrivateKey.generate())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("serial", [1, 127, 128, (1 << 63) + 5], ids=["1", "127", "128", "64-bits"])
+def test_parts_of_a_certificate_are_found_where_the_library_finds_them(algorithm, serial):
+    certificate = build_certificate(CA.issuer, **arguments(public_key=KEYS[algorithm], serial=serial))
+    found = tbs.parts(certificate.tbs_certificate_bytes)
+    assert found.serial == certificate.serial_number
+    assert found.issuer == certificate.issuer.public_bytes()
+    assert found.subject == certificate.subject.public_bytes()
+    assert found.key == tbs.encoded_key(certificate.public_key())
+
+
+@pytest.mark.parametrize("other", ["serial", "subject", "key"])
+def test_a_certificate_that_was_written_for_somebody_else_is_not_acceptable(other):
+    names = {"subject": subject_name("client"), "key": KEYS["ec-p256"], "serial": 7}
+    given = {**names, other: {"serial": 8, "subject": subject_name("admin"), "key": KEYS["ed25519"]}[other]}
+    certificate = build_certificate(CA.issuer, **arguments())
+
+    def check(serial, subject, key):
+        holder = profiles.Holder(serial, subject, subject.public_bytes(), key, tbs.encoded_key(key))
+        profiles.check_certificate(certificate, issuer=CA.certificate, usage="client", holder=holder)
+
+    check(**names)
+    with pytest.raises(CertificateError, match="is not the one that it was made for"):
+        check(**given)

@@ -94,6 +94,9 @@ def test_an_administrators_name_that_another_organization_vouches_for_administer
     assert administers("bob", "b.example")
     assert not administers("bob", "a.example")
     assert policy.administrators() == {"admin", "alice", "bob"}
+    (tmp_path / "x.acf").write_text(text.replace("CN=bob", "CN=carol"))
+    policy.acf = read_acf(path)
+    assert policy.administrators() == {"admin", "alice", "carol"}
 
 
 def test_the_organization_of_one_issuer_is_at_home_and_of_several_none_unless_it_is_listed():

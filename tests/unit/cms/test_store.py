@@ -4,9 +4,12 @@ import asyncio
 import threading
 
 import pytest
+import sqlalchemy as sa
 
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
+from appliance.cms.key_uses import KeyUse
+from appliance.cms.statements import rows_of
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, StoreError, clean
 from appliance.errors import ConfigurationError, RequestRefused
@@ -179,3 +182,33 @@ def test_what_a_key_was_used_for_is_known_from_the_database_and_from_the_group(s
     # A new authority takes over: what was barred before it stays barred.
     assert [use.barred for use in other.run(lambda t: t.of_key("k2", "s2"))] == [True]
     other.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 600])
+def test_however_many_subjects_and_keys_are_asked_for_together_each_is_found(store, count):
+    def add(within):
+        for number in range(1, count + 2):
+            row = record(number, f"s{number}")._replace(skid=f"n{number}")
+            # The first version wrote no `key_id`.
+            within.add(row, {**MORE, "key_id": f"k{number}" if number % 2 else "", "skid": f"n{number}"})
+
+    def look(within):
+        numbers = range(1, count + 1)
+        within.prefetch([f"s{n}" for n in numbers], [(f"k{n}", f"n{n}") for n in numbers])
+        return [
+            ([record.serial for record in within.of_subject(f"s{n}")], within.of_key(f"k{n}", f"n{n}"))
+            for n in numbers
+        ]
+
+    store.run(add)
+    assert store.run(look) == [([n], [KeyUse(f"s{n}", "client", barred=False)]) for n in range(1, count + 1)]
+
+
+def test_a_statement_that_fails_raises_what_callers_catch(store):
+    def job(within):
+        with pytest.raises(sa.exc.SQLAlchemyError):
+            rows_of(within.connection, "SELECT nothing FROM nowhere")
+        raise StoreError("done")
+
+    with pytest.raises(StoreError, match="done"):
+        store.run(job)

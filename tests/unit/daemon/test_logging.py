@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -20,7 +21,9 @@ PEM = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nabc\n-----END RSA PRIVATE KEY---
 def _clean_logging():
     root = logging.getLogger()
     handlers, level = root.handlers[:], logging.getLogger("appliance").level
+    flags = logging.logThreads, logging.logProcesses, logging.logMultiprocessing
     yield
+    logging.logThreads, logging.logProcesses, logging.logMultiprocessing = flags
     root.handlers[:] = handlers
     logging.getLogger("appliance").setLevel(level)
     logging.raiseExceptions = True
@@ -252,3 +255,62 @@ def test_a_status_pv_is_logged_with_the_identifier_as_everything_else_spells_it(
     said = json.loads(logged(args=("%s", text)))["message"]
     assert name in said
     assert said == text.replace(name, name + shown.partition(")")[0] + ")" if shown else name)
+
+
+class Writes(io.StringIO):
+    """Keeps each write by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = []
+
+    def write(self, text):
+        self.all.append([json.loads(line)["message"] for line in text.splitlines()])
+        return len(text)
+
+
+async def test_lines_of_one_turn_of_the_event_loop_are_written_together_at_its_end():
+    stream = Writes()
+    configure("INFO", "json", stream=stream, environ={}, gathers=True)
+    log = logging.getLogger("appliance.cms.service")
+    for number in range(3):
+        log.info("line %d", number)
+    assert stream.all == []
+    await asyncio.sleep(0)
+    log.info("next")
+    await asyncio.sleep(0)
+    assert stream.all == [["line 0", "line 1", "line 2"], ["next"]]
+
+
+async def test_a_warning_is_written_at_once_behind_what_came_before_it():
+    stream = Writes()
+    configure("INFO", "json", stream=stream, environ={}, gathers=True)
+    log = logging.getLogger("appliance.cms.service")
+    log.info("before")
+    log.warning("now")
+    log.info("after")
+    assert stream.all == [["before", "now"]]
+    await asyncio.sleep(0)
+    assert stream.all == [["before", "now"], ["after"]]
+
+
+async def test_a_line_of_another_thread_is_written_at_once():
+    stream = Writes()
+    configure("INFO", "json", stream=stream, environ={}, gathers=True)
+    await asyncio.to_thread(logging.getLogger("appliance.cms.store").info, "from a thread")
+    assert stream.all == [["from a thread"]]
+
+
+def test_without_an_event_loop_a_line_is_written_at_once():
+    stream = Writes()
+    configure("INFO", "json", stream=stream, environ={}, gathers=True)
+    logging.getLogger("appliance.cms.service").info("alone")
+    assert stream.all == [["alone"]]
+
+
+async def test_what_was_gathered_is_written_when_logging_is_configured_again():
+    stream = Writes()
+    configure("INFO", "json", stream=stream, environ={}, gathers=True)
+    logging.getLogger("appliance.cms.service").info("waits")
+    configure("INFO", "json", stream=io.StringIO(), environ={})
+    assert stream.all == [["waits"]]

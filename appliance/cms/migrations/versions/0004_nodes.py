@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add tables, columns with defaults, and indexes; every certificate stays as it is."""
+    """Add tables, columns with defaults, and indexes, and drop some of these; every certificate stays as it is."""
     for name in ("node", "came_from"):
         op.add_column("certs", sa.Column(name, sa.String(64), nullable=False, server_default=""))
     op.add_column("certs", sa.Column("next_at", sa.BigInteger(), nullable=True))
@@ -28,6 +28,10 @@ def upgrade() -> None:
     op.create_index("certs_listed", "certs", ["issuer", "state", "created", "serial"])
     op.create_index("certs_ends", "certs", ["issuer", "not_after", "serial"])
     op.create_index("certs_name", "certs", ["issuer", "cn"], postgresql_ops={"cn": 'COLLATE "C"'})
+    # Each index is a page to write for every certificate: one is enough for keys, and no question needs `certs_state` any more.
+    for name in ("certs_state", "certs_skid", "certs_key"):
+        op.drop_index(name, "certs")
+    op.create_index("certs_key", "certs", ["key_id", "skid"])
     for name, column, where in (
         ("certs_due", "next_at", "next_at IS NOT NULL"),
         ("certs_undelivered", "node", "delivered = 0"),

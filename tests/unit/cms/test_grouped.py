@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from appliance.certs.status import CertState
-from appliance.cms import statements
+from appliance.cms import grouped
 from appliance.cms.key_uses import KeyUse
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction, mark_delivered
@@ -84,10 +84,10 @@ async def test_all_kinds_of_text_arrive_as_they_were(store):
     assert of_subject == [one] == [record(1)._replace(issuer="01234567", next_at=0)]
 
 
-async def test_a_key_is_found_by_each_of_its_names_and_with_all_subjects(store):
+async def test_a_key_is_found_with_all_subjects_and_in_rows_of_the_first_version_by_its_other_name(store):
     def fill(transaction: Transaction) -> None:
         transaction.add(record(1, "a"), MORE | {"key_id": "k"})
-        transaction.add(record(2, "b")._replace(skid="n1"), MORE | {"key_id": "other"})
+        transaction.add(record(2, "b")._replace(skid="n1"), MORE | {"key_id": ""})
         transaction.add(record(3, "c"), MORE | {"key_id": "k", "barred": True})
 
     store.run(fill)
@@ -112,7 +112,7 @@ async def test_many_certificates_are_marked_as_delivered_at_once(store):
 
 
 @pytest.mark.parametrize(
-    "text", [statements._read_text(CertRecord._fields), statements._DELIVERED_TEXT], ids=["read", "deliver"]
+    "text", [grouped._read_text(CertRecord._fields), grouped._DELIVERED_TEXT], ids=["read", "deliver"]
 )
 async def test_what_each_request_asks_a_server_uses_the_indexes(store, text):
     def look(transaction: Transaction) -> str:
