@@ -184,9 +184,6 @@ def _faults(
     if _path_length(cross) == 0:
         # So is the certificate of an authority that issues to ends. Whoever has its key could make a root of it, for ever.
         yield "it permits no authority below (path length 0), so it is not that of a root"
-    if _path_length(cross) == 0:
-        # So is the certificate of an authority that issues to ends. Whoever has its key could make a root of it, for ever.
-        yield "it permits no authority below (path length 0), so it is not that of a root"
     longest = _longest_path(cross, old)
     own = _path_length(new)
     if longest is not None and (own is None or own > longest):

@@ -64,6 +64,7 @@ __all__ = [
     "subject_text",
 ]
 
+_BEGINS = b"-----BEGIN CERTIFICATE-----"
 STATUS_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.37427.1")
 """Names the certificate's status PV (SPVA specification 4.3)."""
 CONFIG_PV_OID = x509.ObjectIdentifier("1.3.6.1.4.1.72473.1")
@@ -165,9 +166,19 @@ def load_pem_text(text: bytes) -> list[x509.Certificate]:
         with quiet():
             found = x509.load_pem_x509_certificates(text)
     except UNREADABLE as exc:
-        msg = f"the certificates cannot be read as PEM: {exc}"
+        msg = f"the certificates cannot be read as PEM: {_why_no_pem(text, exc)}"
         raise CertificateError(msg) from exc
     return [adopt(certificate) for certificate in found]
+
+
+def _why_no_pem(text: bytes, fault: Exception) -> str:
+    if _BEGINS in text:
+        return str(fault).partition(" See http")[0]
+    if not text.strip():
+        return "there is nothing in it"
+    if text[:1] == b"\x30":
+        return "it is in DER form; make PEM of it: openssl x509 -inform DER -in FILE -out FILE.pem"
+    return f"there is no {_BEGINS.decode()} in it"
 
 
 def pem_chain(*certificates: x509.Certificate) -> str:

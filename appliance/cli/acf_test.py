@@ -33,6 +33,8 @@ examples:
   acf-test ioc.acf --asg SPECIAL --user george --method x509 \\
       --organization guest.example --home example.org
       the same for a george of another organization, at a server of example.org
+  acf-test ioc.acf --asg SPECIAL --chain george.pem --home example.org
+      which rule matches for whoever has this certificate
   acf-test ioc.acf --asg BEAM --user op --method ca --host 10.0.0.7 \\
       --input A=1 --require WRITE
       for scripts: succeeds only if a put would be allowed
@@ -71,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="common name of a certificate authority; repeat for a chain, from the issuer up to the root",
+    )
+    arguments.add_argument(
+        "--chain",
+        metavar="FILE",
+        help="the client's certificate and those above it, in PEM form, the root among them: they say who it is, instead of "
+        "--user, --authority, --organization, --unit and --san",
     )
     arguments.add_argument(
         "--organization",
@@ -149,9 +157,11 @@ def _main(argv: Sequence[str] | None) -> int:
         command_line.error(wrong)
 
     from appliance.acf import load_acf
-    from appliance.errors import AccessFileError
+    from appliance.errors import AccessFileError, ConfigurationError, SecurityError
 
     try:
+        if options.chain is not None:
+            principal = _of_chain(options, principal)
         security = load_acf(
             _read(options.file),
             file=options.file,
@@ -159,7 +169,7 @@ def _main(argv: Sequence[str] | None) -> int:
             resolve=_resolve if options.resolve else None,
             gateway=options.gateway,
         )
-    except AccessFileError as error:
+    except (AccessFileError, ConfigurationError, SecurityError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     for warning in security.warnings:
@@ -178,6 +188,7 @@ _OF_A_QUESTION = (
     "host",
     "method",
     "authority",
+    "chain",
     "protocol",
     "role",
     "san",
@@ -200,6 +211,13 @@ def _without_effect(options: argparse.Namespace, command_line: argparse.Argument
             if is_given(options, command_line, name):
                 return f"--{name} asks what is permitted: say in which group, with --asg"
         return ""
+    if options.chain is not None:
+        if options.method not in {None, "x509"}:
+            return f"--chain proves who the client is: leave --method {options.method} out"
+        for name in ("user", "authority", "organization", "unit", "san"):
+            if is_given(options, command_line, name):
+                return f"--{name} stands in the certificate of --chain: leave one of them out"
+        return ""
     if options.method == "anonymous" and options.user:
         return "--method anonymous has no --user: leave one of them out"
     if options.method != "x509":
@@ -212,7 +230,9 @@ def _without_effect(options: argparse.Namespace, command_line: argparse.Argument
 def _principal(options: argparse.Namespace) -> Principal:
     from appliance.acf import Principal
 
-    method = (options.method or ("ca" if options.user else "anonymous")).lower()
+    method = options.method or (
+        "x509" if options.chain is not None else "ca" if options.user else "anonymous"
+    )
     san = tuple((kind.lower(), text) for kind, text in _pairs(options.san, "--san"))
     if any(kind not in {"dns", "ip"} for kind, _ in san):
         raise ValueError("--san is written dns=NAME or ip=ADDRESS")
@@ -228,6 +248,45 @@ def _principal(options: argparse.Namespace) -> Principal:
         roles=frozenset(options.role),
         protocol=options.protocol or ("tls" if method == "x509" else "tcp"),
         san=san,
+    )
+
+
+def _of_chain(options: argparse.Namespace, asked: Principal) -> Principal:
+    """Return who has the certificate in a file, as a server sees them in a handshake.
+
+    Raises:
+        ConfigurationError: The file cannot be used.
+        SecurityError: It does not hold a certificate and its chain.
+    """
+    from appliance.certs.keychain import chain_above
+    from appliance.certs.x509 import (
+        authority_name,
+        common_name,
+        is_ca,
+        load_pem_text,
+        san,
+        subject_parts,
+    )
+    from appliance.config.files import read_regular
+    from appliance.errors import ConfigurationError
+
+    found = load_pem_text(read_regular(options.chain, _MAX_BYTES))
+    leaf = next((certificate for certificate in found if not is_ca(certificate)), None)
+    if leaf is None:
+        raise ConfigurationError(
+            "all its certificates are of authorities; the client's own must be among them", file=options.chain
+        )
+    chain = chain_above(leaf, [certificate for certificate in found if certificate != leaf])
+    subject = subject_parts(leaf.subject)
+    organizations = [text for attribute, text in subject if attribute == "O"]
+    return asked._replace(
+        subject=subject,
+        account=common_name(leaf.subject),
+        authority=tuple(map(authority_name, chain)),
+        san=san(leaf),
+        at_home="*" in options.home
+        or not organizations
+        or (len(organizations) == 1 and organizations[0] in options.home),
     )
 
 

@@ -32,6 +32,8 @@ _MORE = (
     ("certs_watched", "Certificates Watched"),
     ("feed_lag_ms", "Database Seen Before (ms)"),
     ("db_reconnects", "Database Found Again"),
+    ("certs_former", "Of Former Authorities"),
+    ("certs_ending", "Ending In 30 Days"),
 )
 """What only this service publishes; a counter that a service does not have is left out."""
 

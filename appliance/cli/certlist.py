@@ -295,6 +295,8 @@ async def list_certificates(
                 for row in rows:
                     out.object(**{key: _iso(value) if key in _DATES else value for key, value in row.items()})
     except OperationTimeoutError as error:
+        if "no server answered the search" not in str(error):
+            raise  # a service that has the list, and refuses it, has said why
         raise OperationTimeoutError(
             f"{error}. Not every certificate service has a list of its certificates"
         ) from error

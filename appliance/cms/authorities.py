@@ -7,7 +7,8 @@ introduced may not join a database that has others already.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import sqlalchemy as sa
@@ -25,16 +26,21 @@ __all__ = [
     "Authority",
     "Held",
     "KnownAuthority",
+    "attention",
     "bundle",
     "check_belongs",
     "check_not_over",
+    "end_is_near",
     "end_of",
+    "followed",
     "introduce",
     "known_authorities",
     "left_of",
+    "successor_of",
 ]
 
 _TABLE: Final = schema.authorities
+_NEAR: Final = timedelta(days=30)
 
 
 class Authority(NamedTuple):
@@ -61,6 +67,8 @@ class Held(NamedTuple):
     """What verifies the certificates of all: the present root first."""
     since: datetime = datetime(1970, 1, 1, tzinfo=UTC)
     """From when the present authority issues."""
+    left: Mapping[str, int] = MappingProxyType({})
+    """How many certificates of each other authority live."""
 
 
 class KnownAuthority(NamedTuple):
@@ -165,7 +173,7 @@ def introduce(
             each.ends is None
             and before is not None
             and before.ends is not None
-            and _is_followed(before, known, held)
+            and successor_of(before, known, held) is not None
         ):
             authority = each._replace(ends=utc(before.ends))
         issuer, ident = authority.issuer, authority.issuer_id
@@ -197,23 +205,71 @@ def introduce(
     return known_authorities(transaction.connection) if changed else known
 
 
-def _is_followed(
+def successor_of(
     authority: KnownAuthority, known: Mapping[str, KnownAuthority], held: Collection[str]
-) -> bool:
-    """Whether a later authority issues, and is not among those that are held."""
-    return any(
-        each.since > authority.since and each.ends is None and each.issuer_id not in held
+) -> KnownAuthority | None:
+    """Return the later authority that has taken over, unless that is among those that are held."""
+    later = [
+        each
         for each in known.values()
+        if each.since > authority.since and each.ends is None and each.issuer_id not in held
+    ]
+    return max(later, key=lambda each: each.since, default=None) if authority.ends is not None else None
+
+
+def followed(authority: KnownAuthority, by: KnownAuthority) -> str:
+    """Return the sentence of a node whose authority issues no more."""
+    return (
+        f"this node issues nothing, because the authority {by.issuer_id} {by.name} has taken over from its own "
+        f"({authority.issuer_id}): give it the settings that the other nodes have, and restart it"
     )
 
 
-def left_of(transaction: Transaction, ident: str) -> int:
+def end_is_near(ends: int | None, now: datetime) -> bool:
+    """Whether an authority has not ended, and ends within 30 days."""
+    return ends is not None and posix(now) < ends and utc(ends) - now < _NEAR
+
+
+def attention(
+    known: Mapping[str, KnownAuthority],
+    left: Mapping[str, int],
+    held: Collection[str],
+    present: str,
+    now: datetime,
+) -> list[str]:
+    """Return what somebody has to do about the authorities, one sentence each.
+
+    Args:
+        known: What the database knows.
+        left: How many certificates of each other authority live.
+        held: Former authorities whose keys are here.
+        present: The one that issues here.
+        now: The present time, aware.
+    """
+    found: list[str] = []
+    own = known.get(present)
+    by = None if own is None else successor_of(own, known, {present, *held})
+    if own is not None and by is not None:
+        found.append(followed(own, by))
+    for ident, number in left.items():
+        each = known.get(ident)
+        if not number or each is None or each is by or (each.ends is not None and each.ends <= posix(now)):
+            continue
+        of = f"{number} certificates of the former authority {ident} {each.name} are in use"
+        if ident not in held:
+            found.append(f"{of}, and this service has not its key: nobody learns their status from it")
+        elif end_is_near(each.ends, now):
+            found.append(f"{of}, and it ends at {shown_time(utc(each.ends or 0))}")
+    return found
+
+
+def left_of(connection: sa.Connection, ident: str) -> int:
     """Return how many certificates of an authority are not at their end."""
     certs = schema.certs
     live = sa.select(sa.func.count()).where(
         certs.c.issuer == ident, certs.c.state.in_([s.value for s in LIVE])
     )
-    return int(transaction.connection.execute(live).scalar_one())
+    return int(connection.execute(live).scalar_one())
 
 
 def _move_clock(transaction: Transaction, ident: str, ends: datetime | None) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 from cryptography import x509
@@ -44,13 +45,22 @@ from appliance.certs.x509 import (
     public_key,
     subject_text,
 )
-from appliance.cms.authorities import Authority, KnownAuthority, bundle, introduce, known_authorities
+from appliance.cms.authorities import (
+    Authority,
+    KnownAuthority,
+    bundle,
+    introduce,
+    known_authorities,
+    left_of,
+)
 from appliance.cms.config import CMSSettings, parse_password_file
 from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.issuing import new_serial
+from appliance.cms.model import posix, shown_time, utc
 from appliance.cms.setup import ensure_authority, make_directory, say, self_test
 from appliance.cms.signing import open_signer
 from appliance.cms.store import Store
+from appliance.cms.transaction import Transaction
 from appliance.config.files import read_private, read_regular, write_private, write_public
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError, SecurityError
@@ -165,12 +175,16 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
         former = _present(settings, now) or _named(settings, now)
         if former is not None:
             _check_database(settings)
-            _check_introduced(authority, former, now)
-        path = settings.authority_file
-        if os.path.lexists(path):
-            path = _beside(path, authority.issuer_id)
-        issuer = authority.issuer
         with _database(settings, former) as store:
+            if former is not None and store is not None:
+                known = store.run(lambda transaction: known_authorities(transaction.connection))
+                authority = _with_known(authority, former, known.values(), now)
+                _check_introduced(authority, former, now)
+                _check_nobody_is_cut_off(store, authority, former, known.values(), now)
+            path = settings.authority_file
+            if os.path.lexists(path):
+                path = _beside(path, authority.issuer_id)
+            issuer = authority.issuer
             if settings.ca_key:
                 make_directory(path)
                 write_public(path, pem_chain(issuer.certificate, *issuer.chain, *issuer.crossed).encode())
@@ -278,6 +292,67 @@ def _check_introduced(authority: Authority, former: Authority, now: datetime) ->
     )
 
 
+def _crosses_known(
+    former: Authority, known: Iterable[KnownAuthority], root: x509.Certificate, now: datetime
+) -> tuple[Pair, ...]:
+    """Return the cross-certificates of ``root`` that the present authority or the database has, and that have not ended."""
+    found = (*former.issuer.crossed, *(c for each in known for c in each.crossed))
+    return pairs([c for c in found if now < c.not_valid_after_utc], root)
+
+
+def _with_known(
+    authority: Authority, former: Authority, known: Iterable[KnownAuthority], now: datetime
+) -> Authority:
+    """Add the cross-certificates of its root that are known, so that the root's own change goes on as it was begun.
+
+    What is given comes first: it may be for a longer time.
+    """
+    given = authority.issuer.crossed
+    taken = [
+        pair
+        for pair in _crosses_known(former, known, authority.root, now)
+        if not any(is_same_authority(pair.old_with_new, c) for c in given)
+    ]
+    for old in dict.fromkeys(pair.old_with_new for pair in taken):
+        say(
+            f"Cross-certificates taken: those of the root and the former root {subject_text(old.subject)}, until "
+            f"{old.not_valid_after_utc:%Y-%m-%d}"
+        )
+    crossed = tuple(dict.fromkeys((*given, *(c for pair in taken for c in pair))))
+    return authority._replace(issuer=authority.issuer._replace(crossed=crossed))
+
+
+def _check_nobody_is_cut_off(
+    store: Store, authority: Authority, former: Authority, known: Iterable[KnownAuthority], now: datetime
+) -> None:
+    """Refuse a root that a still earlier one does not introduce: a cross-certificate leads one step, from root to root."""
+    known, at = tuple(known), posix(now)
+    vouched = (authority.root, *authority.issuer.crossed)
+    for pair in _crosses_known(former, known, former.root, now):
+        old = pair.old_with_new
+        if any(is_same_authority(c, old) for c in vouched):
+            continue
+        alive = [
+            each
+            for each in known
+            if each.chain and is_same_authority(each.chain[-1], old) and (each.ends is None or at < each.ends)
+        ]
+        for each in alive:
+            left = store.run(partial(_left_of, ident=each.issuer_id))
+            if left:
+                until = old.not_valid_after_utc if each.ends is None else utc(each.ends)
+                raise ConfigurationError(
+                    f"{left} certificates of the former authority {each.issuer_id} {each.name} are in use, and it ends at "
+                    f"{shown_time(until)}: the new root and that one's have no cross-certificates, so these ends would be cut off "
+                    "now. Wait until then; or give that authority an earlier end (ends in former_authorities) and restart the "
+                    "service; or make both cross-certificates of the two roots, if that key is still there, and use --install-chain"
+                )
+
+
+def _left_of(transaction: Transaction, ident: str) -> int:
+    return left_of(transaction.connection, ident)
+
+
 def _beside(path: str, ident: str) -> str:
     stem, dot, end = path.rpartition(".")
     beside = f"{stem}-{ident}{dot}{end}" if dot and "/" not in end else f"{path}-{ident}"
@@ -365,6 +440,9 @@ def new_authority(settings: CMSSettings, now: datetime) -> None:
     self_test(authority, now)
     path = _beside(settings.cert_auth_tls_keychain, authority.issuer_id)
     with _database(settings, former) as store:
+        if store is not None:
+            known = store.run(lambda transaction: known_authorities(transaction.connection))
+            _check_nobody_is_cut_off(store, authority, former, known.values(), now)
         _save_new(path, key, authority, _password(settings))
         _finish(settings, authority, former, path, now, store)
 
@@ -400,6 +478,9 @@ def _finish(
         return
     store.run(lambda transaction: introduce(transaction, (former, authority), now, present=former.issuer_id))
     if ident == former.issuer_id:
+        say(
+            f"It has the present authority's key: put the file in the place of {settings.authority_file} on each node, and restart it"
+        )
         return
     old = [c for c in authority.issuer.crossed if is_same_authority(c, former.root)]
     ends = min(c.not_valid_after_utc for c in (*old, former.issuer.certificate))
@@ -419,6 +500,9 @@ def _finish(
         if settings.cert_auth_tls_keychain_pwd_file:
             say(f"      keychain_pwd_file: {settings.cert_auth_tls_keychain_pwd_file}")
     say(f'      ends: "{ends:%Y-%m-%dT%H:%M:%SZ}"')
+    if path != settings.authority_file and settings.former_authorities:
+        kept = ", ".join(each.keychain or each.ca_certificate for each in settings.former_authorities)
+        say(f"    # and, until they have ended, those that are there already: {kept}")
 
 
 def _names(authority: Authority) -> list[str]:

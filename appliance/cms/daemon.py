@@ -302,7 +302,7 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         if monotonic >= next_health:
             next_health = monotonic + service.settings.health_interval_s
             await service.health.check()
-            await service.renew()
+            service.own.look()
             daemon.status(service.health.summary())
         await asyncio.sleep(0 if busy else service.pause(_LONGEST_SLEEP_S))
 
@@ -331,6 +331,7 @@ async def _look_after_database(service: CertificateService) -> None:
         with contextlib.suppress(ApplianceError):  # the next one makes up for it
             await service.lifecycle.revocations.checkpoint()
             await service.forget_silent_nodes()
+            await service.succession.look_after()
         if time.monotonic() >= due:
             due = time.monotonic() + (service.settings.integrity_check_interval_s or _DAY_S)
             await service.upkeep.look_after()

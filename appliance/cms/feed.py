@@ -74,6 +74,8 @@ class _Found(NamedTuple):
     """Whether this is another history than the one that was read before."""
     is_more: bool = False
     """Whether there is more to read."""
+    is_authority: bool = False
+    """Whether an authority was introduced, took over, or got another end."""
 
 
 async def _done(_seq: int, _hash: str) -> None:
@@ -101,6 +103,8 @@ class Feed:
         number of the last record."""
         self.on_all: Callable[[], None] = _nothing
         """Called when anything may have changed."""
+        self.on_authority: Callable[[], None] = _nothing
+        """Called when the authorities may have changed."""
         self.on_look: Callable[[], None] = _nothing
         """Called after each look that succeeded."""
         self.own_head: Callable[[], int] = lambda: 0
@@ -207,6 +211,8 @@ class Feed:
             self.on_all()
         elif found.changes:
             self.on_change(found.changes)
+        if found.is_authority or found.is_all:
+            self.on_authority()
         if found.seq > known[0] and not found.is_other and not found.is_all:
             self.on_ends(found.ends, found.seq)
         self.on_look()
@@ -229,6 +235,7 @@ class Feed:
         self._restoring = None
         self._since = self._looked = float("-inf")
         self.on_all()
+        self.on_authority()
         self.look()
 
     def _fail(self, error: ApplianceError) -> None:
@@ -344,6 +351,7 @@ def _look(connection: sa.Connection, last: tuple[int, str] | None) -> _Found:
         {int(row.serial): int(row.seq) for row in news},
         tuple(int(row.serial) for row in news if row.action in ENDS),
         is_more=len(rows) == _AT_ONCE,
+        is_authority=any(row.action == "authority" and row.seq > last[0] for row in rows),
     )
 
 

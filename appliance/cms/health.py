@@ -33,6 +33,7 @@ from appliance.server import SharedPV
 __all__ = ["Health"]
 
 _MAJOR: Final = 2
+_MINOR: Final = 1
 _PROBE_S: Final = 2.0
 _TOLD_S: Final = 3600.0
 """Seconds for which the health says that the database has lost something."""
@@ -65,6 +66,8 @@ class Health:
         """Files that the next start needs, with a description of each."""
         self.others: list[Callable[[], str]] = []
         """Further checks. Each returns what is wrong, or nothing."""
+        self.warnings: list[Callable[[], str]] = []
+        """What is not wrong yet. Each returns what somebody has to do, or nothing."""
         self.numbers: dict[str, Callable[[], int]] = {}
         """Further fields of CERT:METRICS, with what tells their values."""
         self.backup = ""
@@ -109,13 +112,14 @@ class Health:
         problem = problem or self._lifecycle.journal.lost or self._gone() or self.backup
         problem = problem or next((said for look in self.others if (said := look())), "")
         self._ok = not problem
+        warning = "" if problem else next((said for look in self.warnings if (said := look())), "")
         seconds = now.timestamp()
         uptime = int(time.monotonic() - self._started)
         stamp = now_to_time(seconds)
         alarm = {
-            "severity": _MAJOR if problem else 0,
-            "status": 1 if problem else 0,
-            "message": problem[:256],
+            "severity": _MAJOR if problem else _MINOR if warning else 0,
+            "status": 1 if problem or warning else 0,
+            "message": (problem or warning)[:256],
         }
         self.health.post(
             {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, Final
 
 from appliance.acf import AccessSecurity, Principal, load_acf
@@ -216,7 +216,7 @@ class CertificateGate(PeerGate):
     def __init__(
         self,
         lifecycle: Lifecycle,
-        issuers: Collection[str],
+        issuers: Callable[[], Container[str]],
         exempt: Callable[[int], bool],
         status_required: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -247,7 +247,7 @@ class CertificateGate(PeerGate):
         if credentials.method != "x509" or self._exempt(serial):
             verdict(_GOOD)
             return _nothing
-        if credentials.issuer_id not in self._issuers:
+        if credentials.issuer_id not in self._issuers():
             verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
             return _nothing
         if self._status_required() and not names_status(engine.peer_chain):

@@ -325,7 +325,8 @@ class Publisher:
     ) -> None:
         self.lifecycle = lifecycle
         self.issuer = issuer
-        self._successor = successor
+        self.successor = successor
+        """That another authority has taken over; call `step_back` after a change."""
         self.validity = validity
         self.signed = 0
         self.on_put: PutHandler = _refuse_put
@@ -612,8 +613,8 @@ class Publisher:
             store[at["not_before"]], store[at["not_after"]] = record.not_before, record.not_after
             store[at["no_status"]] = record.no_status is True
             renew_by, is_due = record.renew_by, is_renewal_due(record, now)
-            if self._successor is not None and state in RENEWABLE:
-                renew_by, is_due = self._successor.renew_by(record, now), True
+            if self.successor is not None and state in RENEWABLE:
+                renew_by, is_due = self.successor.renew_by(record, now), True
             store[at["renew_by"]], store[at["renewal_due"]] = written_renew_by(renew_by), is_due
             if record.san:
                 store[at["san"]] = san_array(names_of(record.san))
@@ -662,8 +663,8 @@ class Publisher:
     def _until(self, begin: datetime, end: datetime | None) -> datetime:
         """Return until when an answer of ``begin`` is good, ``end`` being when the certificate ceases to be VALID."""
         usual = begin + self.validity
-        if self._successor is not None:
-            usual = max(min(usual, self._successor.ends), begin + timedelta(seconds=1))
+        if self.successor is not None:
+            usual = max(min(usual, self.successor.ends), begin + timedelta(seconds=1))
         return usual if end is None else max(min(usual, end), begin + timedelta(seconds=1))
 
     # -- the clock -----------------------------------------------------------------------------------

@@ -138,7 +138,17 @@ class CalledPV(Handler):
 class CreatePV(CalledPV):
     """CERT:CREATE."""
 
-    __slots__ = ("_counters", "_issuing", "_limit", "_limiter", "_rates", "_shared", "_tasks", "_template")
+    __slots__ = (
+        "_counters",
+        "_issuing",
+        "_limit",
+        "_limiter",
+        "_rates",
+        "_shared",
+        "_tasks",
+        "_template",
+        "refuses",
+    )
 
     def __init__(
         self,
@@ -161,6 +171,8 @@ class CreatePV(CalledPV):
         self._limit = in_flight
         self._rates = rates
         self._shared = shared
+        self.refuses: Callable[[], str] = lambda: ""
+        """Returns why nothing is issued here; empty if that is not so."""
         self._template = Value(REPLY_TYPE)
         self._template["status.value.choices"] = self._template["value.choices"] = WIRE_CHOICES
 
@@ -185,6 +197,10 @@ class CreatePV(CalledPV):
         if not ccr.pub_key:
             operation.reply(self._anchor())
             return
+        why = self.refuses()
+        if why:
+            counters.refused += 1
+            raise RequestRefused(why)
         wait_s = self._limiter.take(peer_key(operation.peer.peer))
         if wait_s:
             counters.limited += 1
@@ -407,6 +423,8 @@ class CMSSource(Source):
         """Whether this node has its database. Without it other nodes are found for what only the database knows."""
         self.without_database: frozenset[str] = frozenset()
         """Names that are answered for in any case."""
+        self.leaves_requests: Callable[[], bool] = lambda: False
+        """Whether requests are left to other nodes."""
         self._publishers = {publisher.issuer: publisher for publisher in publishers}
 
     def add(self, handler: Handler, *names: str) -> None:
@@ -418,6 +436,8 @@ class CMSSource(Source):
         """Whether the name is one of ours, and can be answered for."""
         if name in self.without_database:
             return True
+        if name in self.names_.create and self.leaves_requests():
+            return False
         return (name in self.pvs or self.names_.serial_of(name) is not None) and self.is_able()
 
     def open(self, name: str, peer: Credentials) -> Handler | None:

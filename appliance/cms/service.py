@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -10,16 +9,17 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import msgspec
 
 from appliance.authn.ratelimit import RateLimiter, SharedLimiter
 from appliance.certs.crossed import sent_beside
-from appliance.certs.keychain import Keychain
 from appliance.certs.ocsp import OCSPSigner
-from appliance.certs.public_keys import key_identity
-from appliance.certs.x509 import authority_name, serial_number, subject_key_identifier
-from appliance.cms.authorities import Authority, Held
-from appliance.cms.config import CMSConfig, CMSSettings
+from appliance.certs.x509 import authority_name, pem_chain, serial_number, subject_key_identifier
+from appliance.cms.authorities import Authority, Held, introduce
+from appliance.cms.availability import Availability
+from appliance.cms.config import CMSConfig, CMSSettings, FormerAuthority
 from appliance.cms.default_acf import add_administrator, ensure_acf
 from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.feed import Feed
@@ -31,6 +31,7 @@ from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.nodes import Nodes, forget_silent
+from appliance.cms.own_certificate import OwnCertificate
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.publisher import Publisher, Successor
 from appliance.cms.pvs import CMSSource, Counters, CreatePV, StatusCommands, Tasks
@@ -43,43 +44,29 @@ from appliance.cms.setup import (
     check_not_lost,
     ensure_administrator,
     ensure_authority,
-    ensure_own_keychain,
     hold,
     make_directory,
-    outlives,
     preload_certificates,
-    renew_own_keychain,
     say,
     self_test,
 )
-from appliance.cms.signing import try_pin
+from appliance.cms.signing import is_key_of, try_pin
 from appliance.cms.store import Store
+from appliance.cms.succession import Succession
 from appliance.cms.transaction import CertRecord, Transaction
 from appliance.cms.upkeep import Upkeep
 from appliance.cms.wire_types import root_value
 from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
-from appliance.errors import ApplianceError, ConfigurationError
+from appliance.config.secret import Secret
+from appliance.errors import ConfigurationError
 from appliance.server import Server, SharedPV
-
-if TYPE_CHECKING:
-    from appliance.tls.context import TLSContext
 
 __all__ = ["CertificateService", "several_issuers"]
 
 _log: Final = logging.getLogger(__name__)
-_SURE_S: Final = 2.0
-"""Seconds for which a node must have had its database again before it answers searches."""
-_GIVES_UP_S: Final = 10.0
-"""Seconds without the database after which clients are sent to other nodes."""
-_AT_ONCE_S: Final = 0.1
-"""Seconds that a request waits for a database that has been away for longer than that."""
-_AWAY_AT_ONCE: Final = 200
-_AWAY_PAUSE_S: Final = 0.1
-"""How many channels are closed at a time, and the pause before the next: all their clients search, and ask another node."""
 _FIXED: Final = (
     "db", "db_password", "db_tls_ca", "db_wait_s", "node", "acf", "cert_auth_tls_keychain", "ca_key", "ca_certificate",
-    "former_authorities",
 )  # fmt: skip
 """Settings that only a start reads."""
 
@@ -111,6 +98,7 @@ class CertificateService:
         self.token_journal = tokens
         self.replay = StoredReplay(store, tokens)
         self.clock = clock
+        self.tasks = Tasks()
         self.names = Names(
             server_config.cert_pv_prefix,
             authority.issuer_id,
@@ -128,6 +116,12 @@ class CertificateService:
         self.feed.on_ends, self.feed.on_look = self.lifecycle.others.take, self._looked
         self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
         self.feed.on_restored = self._restored
+        self.availability = Availability(store, self.feed, nodes, waits_s=lambda: self.settings.db_wait_s)
+        self.succession = Succession(store, self.readers, self.tasks, authority, held, clock)
+        self.succession.on_change = self._authorities_changed
+        self.feed.on_authority = self.succession.look
+        self._with_bundle: list[SharedPV] = []
+        self._leaves_requests = False
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
             self.lifecycle.deliveries.is_alive = nodes.is_alive
@@ -138,7 +132,6 @@ class CertificateService:
                 partial(store.database.connect, "limits"), cut=store.database.cut, wait_s=settings.db_wait_s
             )
         )
-        self.tasks = Tasks()
         self.counters = Counters()
         issuer = authority.issuer
         certificates = [
@@ -158,30 +151,36 @@ class CertificateService:
             former=tuple(each.issuer for each in held.former),
         )
         self.issuing.proven_organizations = self._proven_organizations
-        self.issuing.own_keys = self._own_keys
+        self.own = OwnCertificate(lambda: self.settings, server_config, self.issuing, self.tasks)
+        self.own.on_new = self._use_own
+        self.issuing.own_keys = self.own.keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
-        self.health.others.append(self._unseen)
+        self.health.others.append(self.availability.unseen)
+        self.health.others.append(self.succession.over)
+        self.health.warnings.append(self.succession.warning)
+        self.health.numbers["certs_former"] = self.succession.certs_former
+        self.health.numbers["certs_ending"] = self.succession.certs_ending
         self.health.numbers["certs_watched"] = lambda: len(memory.watched)
         self.health.numbers["feed_lag_ms"] = lambda: self.feed.lag_ms() if self.server else 0
         self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
         for publisher in self.publishers:
-            publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self._gives_up
-        self._was_able = True
-        self._sending_away: asyncio.Task[None] | None = None
+            publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self.availability.gives_up
         beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
         self.upkeep = Upkeep(
             settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
         )
         if nodes is not None:
             self.upkeep.is_mine = lambda: nodes.rank == 0
-        self.health.others += [self.upkeep.audit.trouble, lambda: self.upkeep.pruning]
+        self.health.others += [
+            self.upkeep.audit.trouble,
+            lambda: self.upkeep.pruning,
+            lambda: self.own.trouble,
+        ]
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
         self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
-        self.own_keychain: Keychain | None = None
-        self._own_key: tuple[Keychain, frozenset[str]] | None = None
 
         store.restored = self._make_good
         store.on_restored = self.lifecycle.memory.change_all
@@ -197,6 +196,7 @@ class CertificateService:
         now = self.clock()
         self.lifecycle.revocations.make_good(transaction, posix(now))
         self.replay.make_good(transaction, now.timestamp())
+        introduce(transaction, (self.authority, *self.held.former), now, present=self.authority.issuer_id)
         facts = {**SERVICE.facts(), "node": self.store.node, "last": last[0], "last_hash": last[1]}
         transaction.audit(posix(now), "restored", None, facts)
         _log.warning(
@@ -295,7 +295,7 @@ class CertificateService:
             and add_administrator(settings.acf, ensure)
         ):
             say(f"Admin user '{ensure}' successfully added to 'CMS_ADMIN'.")
-        self.own_keychain = ensure_own_keychain(settings, self.server_config, self.issuing)
+        self.own.ensure()
         preload_certificates(settings.preload, self.issuing)
         # Last, so that what was just recorded counts like any other certificate.
         self.lifecycle.load(self._doubted())
@@ -346,17 +346,18 @@ class CertificateService:
         self.readers.start()
         await self.feed.start(self.lifecycle.known_to)
         self.issuing.tokens = self._tokens(settings)
+        await self.succession.read()
         gate = CertificateGate(
             self.lifecycle,
-            (self.names.issuer_id, *self.names.former),
+            lambda: self.store.authorities,
             self._authorities.__contains__,
             self._status_is_required,
         )
-        gate.is_fresh, gate.gives_up = self.feed.is_fresh, self._gives_up
+        gate.is_fresh, gate.gives_up = self.feed.is_fresh, self.availability.gives_up
         server = Server(
             self.server_config,
             policy=self.policy,
-            tls=self._tls(),
+            tls=self.own.tls(),
             gate=gate,
             proxied=_proxied(settings),
         )
@@ -372,25 +373,32 @@ class CertificateService:
             shared=self.limits,
         )
         issuer = self.authority.issuer
-        names, bundle = self.names, self.held.bundle
-        source = self._source = CMSSource(names, self.publishers)
-        source.is_able = self.is_able
+        self.create.refuses = self.succession.refuses
+        names, bundle = self.names, self.succession.bundle
+        source = CMSSource(names, self.publishers)
+        source.is_able = self.availability.is_able
+        source.leaves_requests = self.leaves_requests
         source.add(self.create, *names.create)
-        source.add(SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle)), *names.root)
-        source.add(
-            SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle)), *names.issuer
-        )
+        root = SharedPV(root_value(names.issuer_id, self.authority.root, (), bundle))
+        chain = SharedPV(root_value(names.issuer_id, issuer.certificate, issuer.chain, bundle))
+        source.add(root, *names.root)
+        source.add(chain, *names.issuer)
+        self._with_bundle = [root, chain]
         for each in self.held.former:
             old = root_value(each.issuer_id, each.issuer.certificate, each.issuer.chain, bundle)
-            source.add(SharedPV(old), names.issuer_of(each.issuer_id))
+            self._with_bundle.append(SharedPV(old))
+            source.add(self._with_bundle[-1], names.issuer_of(each.issuer_id))
         source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
         source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
+        self.availability.without_database = source.without_database
         server.add_source("cms", source)
-        self.health.others.append(lambda: self.authority.issuer.signer.trouble)
+        for each in (self.authority, *self.held.former):
+            signer = each.issuer.signer
+            self.health.others.append(lambda signer=signer: signer.trouble)  # type: ignore[misc]
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
             settings.authority_file: (
@@ -403,12 +411,12 @@ class CertificateService:
         }
         await self.health.check()
         await server.start()
-        self.server = server
+        self.server = self.availability.server = server
         self._introduce()
 
     def _introduce(self) -> None:
         """Tell the other nodes what peers call this one, and where it is."""
-        certificate = None if self.own_keychain is None else self.own_keychain.certificate
+        certificate = None if self.own.keychain is None else self.own.keychain.certificate
         if certificate is None:
             return
         node_id = subject_key_identifier(certificate).hex()[:8]
@@ -420,8 +428,7 @@ class CertificateService:
 
     async def stop(self) -> None:
         """Finish what was begun and close."""
-        if self._sending_away is not None:
-            self._sending_away.cancel()
+        self.availability.stop()
         if self.server is not None:
             await self.server.stop()
             for publisher in self.publishers:
@@ -454,8 +461,27 @@ class CertificateService:
         """Do what waits for a database that can be read."""
         self.lifecycle.memory.try_again()
         self.lifecycle.others.go_on()
+        self.succession.go_on()
+        leaves = self.succession.successor is not None and self.availability.has_others()
+        if leaves and not self._leaves_requests:
+            self.availability.send_to_others(self.names.create)
+        self._leaves_requests = leaves
         if self.nodes is not None:
             self.nodes.seq = self.feed.seq
+
+    def _authorities_changed(self) -> None:
+        """Judge all certificates by the authorities as they are now, and show what verifies them."""
+        if self.publisher.successor != self.succession.successor:
+            self.publisher.successor = self.succession.successor
+            self.publisher.step_back()
+        self.lifecycle.memory.change_all()
+        text = pem_chain(*self.succession.bundle)
+        for pv in self._with_bundle:
+            pv.post({"bundle": text})
+
+    def leaves_requests(self) -> bool:
+        """Whether requests are left to nodes that have gone over to the authority that has taken over."""
+        return self._leaves_requests
 
     async def _restored(self, _seq: int, _hash: str) -> None:
         """Have the database completed with what this service knows, because it has another history than before."""
@@ -473,6 +499,8 @@ class CertificateService:
         settings = effective.settings
         acf = read_acf(self.settings.acf)
         changed = [key for key in _FIXED if getattr(settings, key) != getattr(self.settings, key)]
+        if _without_pins(settings) != _without_pins(self.settings):
+            changed.append("former_authorities")
         if changed:
             raise ConfigurationError(f"{', '.join(changed)} cannot change while the service runs; restart it")
         for warning in (*settings.warnings(), *acf.warnings, *several_issuers(settings)):
@@ -484,6 +512,10 @@ class CertificateService:
             former, self.issuing.tokens = self.issuing.tokens, self._tokens(settings)
             await self._close_tokens(former)
         await try_pin(self.authority.issuer.signer, settings.ca_key_pin)
+        for named in settings.former_authorities:
+            for held in self.held.former:
+                if named.ca_key and is_key_of(held.issuer.signer, named.ca_key):
+                    await try_pin(held.issuer.signer, named.ca_key_pin)
         self.settings = self.upkeep.settings = settings
         self.policy.acf = acf
         self.policy.organizations = settings.at_home()
@@ -501,7 +533,7 @@ class CertificateService:
 
     def tick(self) -> bool:
         """Do everything that is due; return whether there is more."""
-        self._look_after_clients()
+        self.availability.look()
         return bool(self.lifecycle.tick()) | bool(sum(publisher.tick() for publisher in self.publishers))
 
     def pause(self, longest_s: float) -> float:
@@ -514,83 +546,13 @@ class CertificateService:
         ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))
 
-    # -- with a database server ----------------------------------------------------------------------
+    # -- its own certificate ------------------------------------------------------------------------
 
-    def is_able(self) -> bool:
-        """Whether this node can answer what only the database knows, and will in a moment too."""
-        return self.feed.fresh_for_s() >= _SURE_S
-
-    def _unseen(self) -> str:
-        """Return for how long nothing of what other nodes do has been seen, if that is too long."""
-        if self.server is None or self.feed.is_fresh():
-            return ""
-        return "what other nodes have done is not known, so no status is signed that they could have changed"
-
-    def _gives_up(self) -> bool:
-        return self.feed.age_s() >= _GIVES_UP_S
-
-    def _look_after_clients(self) -> None:
-        """Send clients to other nodes while this one has no database, and say when it has it again."""
-        able, server = self.is_able(), self.server
-        if server is None or (able and self._was_able):
-            return
-        # Who asks now would wait for nothing.
-        waits_s = self.settings.db_wait_s
-        self.store.wait_s = min(waits_s, _AT_ONCE_S) if self._gives_up() else waits_s
-        if able:
-            server.change_count += 1
-            if server._announcer is not None:
-                server._announcer.hurry()
-        elif (
-            self._gives_up() and self._sending_away is None and not self.feed.is_fresh() and self.has_others()
-        ):
-            self._sending_away = asyncio.get_running_loop().create_task(self._send_away(server))
-        self._was_able = able
-
-    def has_others(self) -> bool:
-        """Whether other nodes lived when the database was seen last."""
-        return self.nodes is not None and len(self.nodes.alive) > 1
-
-    async def _send_away(self, server: Server) -> None:
-        """Close the channels of PVs that need the database: the clients search, and find another node."""
-        try:
-            channels = [
-                channel for channel in server.channels() if channel.name not in self._source.without_database
-            ]
-            if channels:
-                _log.warning(
-                    "the database is lost, so %d channels are closed: their clients find another node",
-                    len(channels),
-                    extra={"event": "clients-sent-away"},
-                )
-            while channels and not self.feed.is_fresh():
-                for channel in channels[-_AWAY_AT_ONCE:]:
-                    channel.close()
-                del channels[-_AWAY_AT_ONCE:]
-                await asyncio.sleep(_AWAY_PAUSE_S)
-        finally:
-            self._sending_away = None
-
-    async def renew(self) -> None:
-        """Replace the service's own certificate before it expires. Existing connections stay up."""
-        keychain, server = self.own_keychain, self.server
-        if keychain is None or server is None or outlives(keychain, self.issuing):
-            return
-        try:
-            self.own_keychain = await renew_own_keychain(self.settings, self.server_config, self.issuing)
-            await server.set_tls(self._tls())
+    async def _use_own(self) -> None:
+        """Show its new certificate to who connects from now on."""
+        if self.server is not None:
+            await self.server.set_tls(self.own.tls())
             self._introduce()
-        except ApplianceError as error:
-            _log.error("the service's own certificate cannot be renewed: %s", error)
-        else:
-            _log.info("the service's own certificate was renewed: %s", self.server_config.tls_keychain)
-
-    def _tls(self) -> TLSContext:
-        from appliance.tls.context import server_context
-
-        assert self.own_keychain is not None
-        required = self.server_config.tls_options.client_cert_required
-        return server_context(self.own_keychain, require_client_cert=required)
 
     # -- tokens --------------------------------------------------------------------------------------
 
@@ -614,15 +576,6 @@ class CertificateService:
     def _status_is_required(self) -> bool:
         return self.issuing.rules.status_extension in ("yes", "default")
 
-    def _own_keys(self) -> frozenset[str]:
-        own = self.own_keychain
-        if own is None or own.certificate is None:
-            return frozenset()
-        if self._own_key is None or self._own_key[0] is not own:
-            # Asked for each request; the keychain changes once a year.
-            self._own_key = own, frozenset({key_identity(own.certificate.public_key())})
-        return self._own_key[1]
-
     def _proven_organizations(self) -> frozenset[str]:
         """Return the organizations in certificates that come from tokens of the configured issuers."""
         jwt = self.settings.jwt
@@ -639,6 +592,11 @@ class CertificateService:
         """Return names with a meaning: administrators, the service's own and the authorities'."""
         own = self._authority_names | {self.settings.pvacms_name, self.settings.admin_name}
         return own | (self.policy.administrators() if self.policy is not None else frozenset())
+
+
+def _without_pins(settings: CMSSettings) -> list[FormerAuthority]:
+    """Return the former authorities as only a start reads them; a PIN is tried again by a reload."""
+    return [msgspec.structs.replace(each, ca_key_pin=Secret()) for each in settings.former_authorities]
 
 
 def _limiter(settings: CMSSettings) -> RateLimiter:

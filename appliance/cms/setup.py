@@ -6,10 +6,11 @@ is checked before it is used; a failure is one sentence.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -40,6 +41,7 @@ from appliance.certs.public_keys import key_identity
 from appliance.certs.signer import KeySigner, Signer
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import (
+    find_extension,
     is_ca,
     is_self_signed,
     load_pem_text,
@@ -58,6 +60,7 @@ from appliance.cms.authorities import (
     Authority,
     Held,
     KnownAuthority,
+    attention,
     bundle,
     check_belongs,
     check_not_over,
@@ -91,7 +94,13 @@ from appliance.config.files import (
 )
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
-from appliance.errors import CertificateError, ConfigurationError, KeychainError, SecurityError
+from appliance.errors import (
+    ApplianceError,
+    CertificateError,
+    ConfigurationError,
+    KeychainError,
+    SecurityError,
+)
 from appliance.tls.paths import check_path
 
 __all__ = [
@@ -235,6 +244,15 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
     try:
         found = [] if created else load_pem_text(read_trusted(path, _LIMIT))
         chain = chain_above(found[0], found[1:]) if found else ()
+        root = chain[-1] if chain else found[0] if found else None
+        crossed = () if root is None else _crossed(found[1:], root)
+        below = [c for c in found[1:] if signed_by(c, found[0]) and c not in crossed and c != found[0]]
+        if below:
+            raise ConfigurationError(
+                f"{subject_text(below[0].subject)} comes behind {subject_text(found[0].subject)}, which has issued it: put the "
+                "authority's own certificate first, and those above it behind it",
+                file=path,
+            )
     except SecurityError as error:
         raise ConfigurationError(f"the authority's certificate: {error}", file=path) from error
     signer = open_signer(
@@ -249,8 +267,8 @@ def _authority_in_token(settings: CMSSettings, now: datetime, *, may_make: bool)
     except BaseException:
         signer.close()
         raise
-    root = chain[-1] if chain else found[0]
-    return Authority(CertificateAuthority(signer, found[0], chain, _crossed(found[1:], root)), root, created)
+    issuer = CertificateAuthority(signer, found[0], chain, crossed)
+    return Authority(issuer, chain[-1] if chain else found[0], created)
 
 
 def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetime) -> Held:
@@ -280,7 +298,9 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
             check_not_over(authority, known, now)
             # One that was introduced and has not issued anything is left out.
             return known, {
-                ident: left_of(transaction, ident) for ident in known if ident != authority.issuer_id
+                ident: left_of(transaction.connection, ident)
+                for ident in known
+                if ident != authority.issuer_id
             }
 
         known, left = store.run(job)
@@ -294,25 +314,11 @@ def hold(store: Store, settings: CMSSettings, authority: Authority, now: datetim
         if each not in alive:
             each.issuer.signer.close()
             say(f"Former authority ended  : {each.issuer_id}; remove it from former_authorities")
-    _tell_of_former(known, left, {each.issuer_id for each in former}, now)
+    for text in attention(known, left, {each.issuer_id for each in former}, authority.issuer_id, now):
+        say(f"Warning: {text}")
     since = utc(known[authority.issuer_id].since)
     roots = [each.root for each in alive]
-    return Held(alive, bundle(authority.root, known.values(), now, held=roots), since)
-
-
-def _tell_of_former(
-    known: Mapping[str, KnownAuthority], left: Mapping[str, int], held: Collection[str], now: datetime
-) -> None:
-    """Say how many certificates of former authorities still live, if that needs somebody's attention."""
-    for ident, number in left.items():
-        ends = known[ident].ends
-        if not number or (ends is not None and ends <= posix(now)):
-            continue
-        of = f"{number} certificates of the former authority {ident} {known[ident].name} are in use"
-        if ident not in held:
-            say(f"Warning: {of}, and this service has not its key: nobody learns their status from it")
-        elif ends is not None and utc(ends) - now < 30 * _DAY:
-            say(f"Warning: {of}, and it ends at {shown_time(utc(ends))}")
+    return Held(alive, bundle(authority.root, known.values(), now, held=roots), since, left)
 
 
 def _check_former(authority: Authority, former: Sequence[Authority]) -> None:
@@ -342,6 +348,11 @@ def self_test(authority: Authority, now: datetime) -> None:
                 f"the certificate authority {subject_text(link.subject)} is valid from "
                 f"{link.not_valid_before_utc:%Y-%m-%d} to {link.not_valid_after_utc:%Y-%m-%d}, and this host's date is "
                 f"{now:%Y-%m-%d}; check the clock, or make a new authority"
+            )
+        if find_extension(link, x509.NameConstraints) is not None:
+            say(
+                f"Warning: the certificate of {subject_text(link.subject)} permits some names only (name constraints). Peers refuse "
+                "certificates with other names, and this service issues them nevertheless"
             )
     if not is_self_signed(authority.root):
         raise CertificateError(f"the chain above {name} does not end in a self-signed certificate")
@@ -507,9 +518,18 @@ async def renew_own_keychain(settings: CMSSettings, server: ServerConfig, issuin
     Raises:
         ApplianceError: It failed; the text says why.
     """
-    request = _service_request(settings, issuing)
-    keychain = request.finish(await issuing.lifecycle.store.submit(request.job))
-    replace_private(server.tls_keychain, dump_keychain(keychain, server.tls_keychain_password))
+    # A key is made and signatures may take their time, while everybody else is served.
+    request = await asyncio.to_thread(_service_request, settings, issuing)
+    record = await issuing.lifecycle.store.submit(request.job)
+    try:
+        keychain = await asyncio.to_thread(request.finish, record)
+        content = dump_keychain(keychain, server.tls_keychain_password)
+        await asyncio.to_thread(replace_private, server.tls_keychain, content)
+    except ApplianceError as error:
+        await issuing.lifecycle.withdraw(
+            record, f"the service's own certificate could not be renewed: {error}"
+        )
+        raise
     return keychain
 
 

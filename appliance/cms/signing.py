@@ -18,7 +18,7 @@ from appliance.config.pkcs11_uri import PKCS11URI, parse_pkcs11_uri
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 
-__all__ = ["check_key_settings", "open_signer", "signed", "try_pin"]
+__all__ = ["check_key_settings", "is_key_of", "open_signer", "signed", "try_pin"]
 
 _MOST_OF_A_KEY: Final = 1 << 16
 _AT_ONCE: Final = 4
@@ -86,6 +86,15 @@ def open_signer(
     if public_key is not None and signer.public_key() != public_key:
         raise ConfigurationError("its key is not that of the certificate in ca_certificate", file=ca_key)
     return signer
+
+
+def is_key_of(signer: Signer, ca_key: str) -> bool:
+    """Whether a signer is the key in a token that ``ca_key`` names."""
+    return (
+        isinstance(signer, TokenSigner)
+        and not ca_key.startswith("/")
+        and signer.uri == parse_pkcs11_uri(ca_key)
+    )
 
 
 async def try_pin(signer: Signer, pin: Secret) -> None:

@@ -80,6 +80,8 @@ METRICS: Final = StructType(
         ("certs_watched", UINT64),
         ("feed_lag_ms", UINT64),
         ("db_reconnects", UINT64),
+        ("certs_former", UINT64),
+        ("certs_ending", UINT64),
     ],
     "epics:nt/NTScalar:1.0",
 )

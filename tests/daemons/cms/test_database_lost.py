@@ -15,7 +15,7 @@ from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.client import Disconnected
-from appliance.cms import service as service_module
+from appliance.cms import availability
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cluster import client_of, cluster
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, secure
@@ -58,7 +58,7 @@ class Site:
 
     async def back(self):
         self.mend()
-        await until(self.a.service.is_able, PATIENT_S)
+        await until(self.a.service.availability.is_able, PATIENT_S)
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ async def until_value(updates):
 
 
 async def test_clients_are_sent_to_the_other_node_and_learn_there_what_happened(two, monkeypatch):
-    monkeypatch.setattr(service_module, "_AWAY_AT_ONCE", 1)
+    monkeypatch.setattr(availability, "_AWAY_AT_ONCE", 1)
     a, b = two.a.service.publisher.node, two.b.service.publisher.node
     async with client_of(two.a) as at_a, client_of(two.a, two.b) as anyone:
         replies = [await issued(at_a, name) for name in ("one", "two", "three")]
@@ -321,7 +321,7 @@ async def test_a_database_that_is_killed_and_comes_back_is_outlived_by_subscript
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
                 for node in (a, b):
-                    await until(node.service.is_able, PATIENT_S)
+                    await until(node.service.availability.is_able, PATIENT_S)
                 assert (await at_a.rpc("CERT:CREATE", ccr("bob"), timeout=PATIENT_S))["state"] == "VALID"
                 async with secure(a.service, admin_keychain(a.directory)) as admin:
                     await admin.put(reply["status_pv"], {"state": "REVOKED"})

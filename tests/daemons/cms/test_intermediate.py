@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -16,7 +17,7 @@ from cryptography.x509 import ocsp
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import generate_key
+from appliance.certs.profiles import build_ca, generate_key
 from appliance.cms.service import CertificateService
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import CertificateError, ConfigurationError
@@ -316,3 +317,129 @@ async def test_key_and_chain_may_be_pem_files(authority, tmp_path, passphrase):
     assert "its key is not that of the certificate" in refused()
     key.chmod(0o644)
     assert "chmod 600" in refused()
+
+
+# ---------------------------------------------------------------------- files that people make by hand
+
+
+def text_of(*certificates):
+    return b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
+
+
+def limited(constraints):
+    """An intermediate of the root that may give some names only."""
+    made = pki.Authority("Site Issuing CA")
+    plain = ROOT.intermediate("Site Issuing CA")
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(plain.certificate.subject)
+        .issuer_name(ROOT.certificate.subject)
+        .public_key(made.key.public_key())
+        .serial_number(77)
+        .not_valid_before(pki.NOW - pki.DAY)
+        .not_valid_after(pki.NOW + 300 * pki.DAY)
+        .add_extension(constraints, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(made.key.public_key()), critical=False)
+    )
+    for extension in plain.certificate.extensions:
+        if not isinstance(extension.value, x509.SubjectKeyIdentifier):
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+    made.certificate, made.chain = builder.sign(ROOT.key, SHA256()), (ROOT.certificate,)
+    return made
+
+
+def ended(authority):
+    """An authority below one whose certificate has ended."""
+    above = authority.intermediate("Site Policy CA", path_length=1)
+    above.certificate = build_ca(
+        above.signer,
+        subject=above.certificate.subject,
+        not_before=pki.NOW - 20 * pki.DAY,
+        not_after=pki.NOW - pki.DAY,
+        serial=5,
+        issuer=authority.issuer,
+        path_length=1,
+    )
+    return above.intermediate("Site Issuing CA")
+
+
+THREE = AUTHORITIES["three"]
+IN_ORDER = text_of(THREE.certificate, *THREE.chain)
+RSA = pki.Authority("Site Root", algorithm="rsa-2048")
+FORMS = {
+    "line ends of Windows": (THREE, IN_ORDER.replace(b"\n", b"\r\n")),
+    "a mark of the byte order": (THREE, b"\xef\xbb\xbf" + IN_ORDER),
+    "some twice": (THREE, IN_ORDER + text_of(*THREE.chain, THREE.certificate)),
+    "those above in another order": (THREE, text_of(THREE.certificate, *reversed(THREE.chain))),
+    "a root with another kind of key": (RSA.intermediate(), b""),
+}
+WRONG = {
+    "empty": (THREE, b"", "cannot be read as PEM: there is nothing in it"),
+    "no PEM": (THREE, b"hello\n", "there is no -----BEGIN CERTIFICATE----- in it"),
+    "DER": (THREE, THREE.certificate.public_bytes(Encoding.DER), "it is in DER form; make PEM of it: openssl"),
+    "cut off": (THREE, IN_ORDER[:200], "cannot be read as PEM"),
+    "a gap": (THREE, text_of(THREE.certificate, ROOT.certificate), "the issuer CN=Site Policy CA of CN=Site Issuing CA is missing"),
+    "no root": (THREE, text_of(THREE.certificate, POLICY.certificate), "the issuer CN=Site Root.* is missing"),
+    "an end above": (ended(ROOT), b"", "CN=Site Policy CA is valid from .* check the clock"),
+    "no authority permitted below": (
+        ROOT.intermediate("Short").intermediate("Below", path_length=None), b"", "path length constraint exceeded",
+    ),
+    "names that it never gives": (
+        limited(x509.NameConstraints([x509.DirectoryName(x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "site")]))], None)),
+        b"", "nobody would accept .* permitted subtree violation",
+    ),
+}  # fmt: skip
+
+
+def files_of(directory, authority, text):
+    """Settings with the key and the chain in PEM files."""
+    key, chain = directory / "ca.key", directory / "ca.pem"
+    key.touch(mode=0o600)
+    key.write_bytes(authority.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    chain.write_bytes(text)
+    return {
+        "cert_auth_tls_keychain": FilePath(),
+        "ca_key": str(key),
+        "ca_certificate": FilePath(chain),
+        "db": str(directory / "certs.db"),
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_chain_file_is_read_in_every_form_that_means_the_same(tmp_path, form):
+    authority, text = FORMS[form]
+    settings = effective(
+        tmp_path, **files_of(tmp_path, authority, text or text_of(authority.certificate, *authority.chain))
+    )
+    service = CertificateService.open(settings, clock=Clock())
+    try:
+        assert service.authority.issuer.chain == authority.chain
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_chain_that_cannot_be_used_ends_the_start_with_one_sentence(tmp_path, fault):
+    authority, text, why = WRONG[fault]
+    if not text and fault != "empty":
+        text = text_of(authority.certificate, *authority.chain)
+    with pytest.raises((ConfigurationError, CertificateError), match=why) as refused:
+        CertificateService.open(effective(tmp_path, **files_of(tmp_path, authority, text)), clock=Clock())
+    assert "http" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_authoritys_own_certificate_comes_first_in_its_file(tmp_path):
+    below = AUTHORITIES["two"]
+    settings = files_of(tmp_path, ROOT, text_of(ROOT.certificate, below.certificate))
+    with pytest.raises(
+        ConfigurationError, match=r"Issuing CA comes behind CN=Site Root.* own certificate first"
+    ):
+        CertificateService.open(effective(tmp_path, **settings), clock=Clock())
+
+
+def test_an_authority_that_may_give_some_names_only_is_used_with_a_warning(tmp_path, capsys):
+    made = limited(x509.NameConstraints([x509.DNSName("site.example")], None))
+    settings = files_of(tmp_path, made, text_of(made.certificate, *made.chain))
+    CertificateService.open(effective(tmp_path, **settings), clock=Clock()).close()
+    assert "permits some names only (name constraints)" in capsys.readouterr().out

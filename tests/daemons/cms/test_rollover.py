@@ -1,5 +1,6 @@
 """A new authority takes over from one whose certificates still live: both statuses, one service, and an end."""
 
+import asyncio
 import os
 import subprocess
 from datetime import timedelta
@@ -77,7 +78,7 @@ async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(
     async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
         alice = await issued(context, "alice")
         old_root = service.authority.root
-        old_own = service.own_keychain
+        old_own = service.own.keychain
     new = introduce(tmp_path, clock)
     assert new.certificate.not_valid_before_utc > old_root.not_valid_before_utc, (
         "even if both are of one moment"
@@ -86,10 +87,10 @@ async def test_both_authorities_statuses_are_served_and_only_the_new_one_issues(
     assert "Nothing was switched" in said
     assert f"cert_auth_tls_keychain: {successors(tmp_path)[0]}" in said
     async with running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=30))) as service:
-        assert service.own_keychain.issuer == new.certificate != old_own.issuer, (
+        assert service.own.keychain.issuer == new.certificate != old_own.issuer, (
             "its own certificate is a new one"
         )
-        assert set(service.own_keychain.crossed) == set(new.crossed)
+        assert set(service.own.keychain.crossed) == set(new.crossed)
         async with plain(service) as context:
             before = await context.get(alice.status_pv)
             assert before["state"] == "VALID"
@@ -462,3 +463,119 @@ async def test_the_next_authority_may_have_its_key_elsewhere(tmp_path, capsys):
         bob = await issued(context, "bob")
         assert bob.chain[0] != alice.chain[0]
         assert (await context.get(alice.status_pv))["renewal_due"]
+
+
+async def test_who_follows_a_second_time_takes_the_first_root_along(tmp_path, capsys):
+    """The root stays, and ends with the root before it are still there: its cross-certificates are known, and need not be given."""
+    clock = Clock()
+    settings = effective(tmp_path).settings
+
+    def install(to, *names):
+        install_chain(to, [str(tmp_path / f"{name}.pem") for name in names], clock())
+
+    offline_root(tmp_path, "old")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "old")
+    install(settings, "ca", "old")
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    offline_root(tmp_path, "new")
+    crossed(tmp_path, "new", "old", "new-with-old")
+    crossed(tmp_path, "old", "new", "old-with-new")
+    make_request(settings, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "new")
+    install(settings, "ca", "new", "new-with-old", "old-with-new")
+    second = switched(tmp_path)
+    async with running(tmp_path, clock, **second):
+        pass
+    capsys.readouterr()
+    after = effective(tmp_path, **second).settings
+    make_request(after, str(tmp_path / "ca.csr"))
+    signed(tmp_path, "new")
+    install(after, "ca", "new")
+    said = capsys.readouterr().out
+    assert "Cross-certificates taken: those of the root and the former root CN=Site_Root, until" in said
+    assert f"those that are there already: {tmp_path / 'cert_auth.p12'}" in said
+    (third,) = {*tmp_path.glob("cert_auth-*-*.p12")}
+    assert len(load_keychain(third.read_bytes()).crossed) == 2
+    former = (
+        FormerAuthority(keychain=second["cert_auth_tls_keychain"]),
+        *second["former_authorities"],
+    )
+    third_settings = {"cert_auth_tls_keychain": FilePath(third), "former_authorities": former, **OPEN}
+    async with running(tmp_path, clock, **third_settings) as service, plain(service) as context:
+        bob = await issued(context, "bob")
+        assert bob.issuer_id == service.names.issuer_id
+        for keychain, other in ((alice, bob), (bob, alice)):
+            async with secure(service, keychain) as known:
+                assert (await known.get(other.status_pv))["state"] == "VALID"
+
+
+async def test_a_root_that_would_cut_off_the_ends_of_an_earlier_one_is_not_made(tmp_path):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        alice = await issued(context, "alice")
+    introduce(tmp_path, clock)
+    second = switched(tmp_path, ends_in(clock, days=30))
+    async with running(tmp_path, clock, **second):
+        pass
+    made = successors(tmp_path)
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"3 certificates of the former authority {alice.issuer_id} .* would be cut off now\. Wait until then; or",
+    ):
+        new_authority(effective(tmp_path, **second).settings, clock())
+    assert successors(tmp_path) == made
+    clock.advance(days=31)
+    async with running(tmp_path, clock, **second) as service:
+        await settled(service)
+    new_authority(effective(tmp_path, **second).settings, clock())
+    assert len(successors(tmp_path)) == 2
+
+
+async def test_the_end_of_a_former_authority_is_told_each_day_and_by_health_and_metrics(tmp_path, caplog):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        await issued(context, "alice")
+    introduce(tmp_path, clock)
+    async with (
+        running(tmp_path, clock, **switched(tmp_path, ends_in(clock, days=40))) as service,
+        plain(service) as context,
+    ):
+
+        async def told():
+            await service.succession.look_after()
+            await service.health.check()
+            health, metrics = await context.get("CERT:HEALTH"), await context.get("CERT:METRICS")
+            assert health["value.index"] == 1
+            lines = [r.message for r in caplog.records if getattr(r, "event", "") == "authority-ends"]
+            return health["alarm.severity"], metrics["certs_former"], metrics["certs_ending"], len(lines)
+
+        assert await told() == (0, 3, 0, 0)
+        clock.advance(days=11)
+        assert await told() == (1, 3, 3, 1)
+        assert "3 certificates of the former authority" in (await context.get("CERT:HEALTH"))["alarm.message"]
+        clock.advance(hours=3)
+        assert await told() == (1, 3, 3, 1)
+        clock.advance(hours=22)
+        assert await told() == (1, 3, 3, 2)
+        clock.advance(days=40)
+        await settled(service)
+        assert await told() == (0, 0, 0, 2), "it has ended"
+
+
+async def test_an_authority_that_is_introduced_while_the_service_runs_is_known_at_once(tmp_path):
+    clock = Clock()
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        async with context.monitor("CERT:ROOT") as updates:
+            await anext(updates)
+            new = await asyncio.to_thread(introduce, tmp_path, clock)
+            text = (await asyncio.wait_for(anext(updates), 60))["bundle"]
+        assert new.certificate in x509.load_pem_x509_certificates(text.encode())
+        assert (await issued(context, "alice")).issuer == service.authority.root, "nothing is switched"
+    # Who starts it again with the settings of before the switch is told, and nothing is issued by mistake.
+    async with running(tmp_path, clock, **switched(tmp_path)):
+        pass
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        with pytest.raises(RemoteError, match=r"issues nothing, because the authority .* has taken over"):
+            await issued(context, "bob")

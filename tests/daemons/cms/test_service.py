@@ -12,6 +12,7 @@ from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import cert_id, status_pv
+from appliance.cli.certlist import Filters, list_certificates
 from appliance.cms.audit import verify_audit
 from appliance.errors import ApplianceError, RemoteError
 from appliance.pva.credentials import Credentials
@@ -423,18 +424,29 @@ async def test_a_certificate_that_nobody_takes_is_revoked(tmp_path):
 async def test_the_service_renews_its_own_certificate_while_it_serves(tmp_path):
     clock = Clock()
     async with running(tmp_path, clock) as service, plain(service) as anyone:
-        first = service.own_keychain
-        await service.renew()
-        assert service.own_keychain is first
+        first = service.own.keychain
+        await service.own.renew()
+        assert service.own.keychain is first
         clock.advance(days=360)
-        await service.renew()
-        assert service.own_keychain.serial != first.serial
-        assert service.own_keychain.certificate.not_valid_after_utc > clock() + timedelta(days=364)
-        assert (await anyone.get(service.names.status(service.own_keychain.serial)))["state"] == "VALID"
+        await service.own.renew()
+        assert service.own.keychain.serial != first.serial
+        assert service.own.keychain.certificate.not_valid_after_utc > clock() + timedelta(days=364)
+        assert (await anyone.get(service.names.status(service.own.keychain.serial)))["state"] == "VALID"
 
 
 async def test_the_services_own_certificate_has_no_status_of_its_own(tmp_path):
     async with running(tmp_path) as service:
-        assert status_pv(service.own_keychain.certificate) == ""
-        left = service.own_keychain.certificate.not_valid_after_utc - service.clock()
+        assert status_pv(service.own.keychain.certificate) == ""
+        left = service.own.keychain.certificate.not_valid_after_utc - service.clock()
         assert left > timedelta(days=300)
+
+
+async def test_a_list_that_is_refused_says_so_and_nothing_of_services_without_one(tmp_path):
+    nothing = Filters([], "", 0)
+    async with running(tmp_path) as service:
+        with pytest.raises(ApplianceError) as refused:
+            await list_certificates(plain(service), "CERT:LIST", nothing, as_json=True, timeout=2)
+        assert "access denied" in str(refused.value).lower()
+        assert "Not every certificate service" not in str(refused.value)
+        with pytest.raises(ApplianceError, match="Not every certificate service has a list"):
+            await list_certificates(plain(service), "NO:LIST", nothing, as_json=True, timeout=0.3)

@@ -4,15 +4,20 @@ import asyncio
 import signal
 import sqlite3
 import threading
+from types import SimpleNamespace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from appliance.certs.keychain import make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import generate_key
+from appliance.certs.profiles import build_ca, generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.certs.x509 import is_self_signed
 from appliance.cms import pkcs11
+from appliance.cms.ceremony import install_chain, make_request, new_authority
+from appliance.cms.config import FormerAuthority
 from appliance.cms.model import Actor
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import ConfigurationError, RemoteError, SigningError
@@ -324,3 +329,156 @@ async def test_a_change_while_the_token_signs_is_what_is_told(token, tmp_path):
         free.set()
         assert (await asking)["state"] == "REVOKED"
         stuck.join()
+
+
+async def test_the_services_own_certificate_is_renewed_beside_everything_else(token, tmp_path, monkeypatch):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    clock = Clock()
+    async with running(tmp_path, clock, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
+        first = service.own.keychain
+        clock.advance(days=360)
+        goes_on, sign = threading.Event(), pkcs11.TokenSigner.sign
+
+        def slowly(signer, body):
+            goes_on.wait(60)
+            return sign(signer, body)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pkcs11.TokenSigner, "sign", slowly)
+            service.own.look()
+            service.own.look()
+            assert (await anyone.get("CERT:HEALTH"))["value.index"] == 1
+            assert service.own.keychain is first
+            goes_on.set()
+            async with asyncio.timeout(60):
+                while service.own.keychain is first:
+                    await asyncio.sleep(0.01)
+        await service.tasks.finish()
+        assert service.own.keychain.chain == first.chain
+        assert rows(tmp_path, "certs") == 2, "it was asked for once"
+
+
+async def test_an_own_certificate_that_cannot_be_signed_is_withdrawn_and_health_says_so(token, tmp_path):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    clock = Clock()
+    async with running(tmp_path, clock, **settings_of(token, tmp_path)) as service, plain(service) as anyone:
+        clock.advance(days=360)
+        before = rows(tmp_path, "certs")
+        token.unplug()
+        for _ in range(3):
+            service.own.look()
+            await service.tasks.finish()
+        assert rows(tmp_path, "certs") == before + 1, "tried once, and again after a while"
+        token.plug_in()
+        await until_it_works(service)
+        await service.health.check()
+        health = await anyone.get("CERT:HEALTH")
+        assert "the service's own certificate ends at" in health["alarm.message"]
+        with sqlite3.connect(tmp_path / "certs.db") as db:
+            last = db.execute("SELECT state FROM certs ORDER BY created DESC, state LIMIT 1").fetchone()
+        assert last == ("REVOKED",)
+        await service.own.renew()
+        await service.health.check()
+        assert (await anyone.get("CERT:HEALTH"))["value.index"] == 1
+
+
+async def test_a_reload_tries_the_pin_of_a_former_authoritys_token_too(token, tmp_path):
+    token.store(BELOW.key)
+    (tmp_path / "old").mkdir()
+    put_chain(tmp_path / "old", BELOW.certificate, ROOT.certificate)
+    before = settings_of(token, tmp_path / "old") | {"db": str(tmp_path / "certs.db")}
+    clock = Clock()
+    async with running(tmp_path, clock, **before) as service, plain(service) as anyone:
+        alice = await anyone.rpc("CERT:CREATE", ccr("alice"))
+    following = ROOT.intermediate("Site Issuing CA 2")
+    new = make_keychain(following.key, [following.certificate, *following.chain])
+    pki.write_keychain(tmp_path / "cert_auth.p12", new)
+    with sqlite3.connect(tmp_path / "certs.db") as db:
+        db.execute(
+            "INSERT INTO authorities (issuer, chain, crossed, since) VALUES (?, '', '', 0)",
+            (following.issuer_id,),
+        )
+
+    def after(pin):
+        former = FormerAuthority(
+            ca_key=token.uri,
+            ca_key_pin=Secret.from_file(pin_file(tmp_path, pin)),
+            ca_certificate=before["ca_certificate"],
+        )
+        return {"former_authorities": (former,), **OPEN}
+
+    async with running(tmp_path, clock, **after(PIN)) as service, plain(service) as anyone:
+        (signer,) = (former.issuer.signer for former in service.held.former)
+        signer._pin = Secret(WRONG)  # somebody has changed it in the token
+        token.unplug()
+        with pytest.raises(SigningError):
+            signer.sign(b"gone")
+        token.plug_in()
+        async with asyncio.timeout(60):
+            while "the PIN is wrong" not in signer.trouble:
+                await asyncio.sleep(0.01)
+        await service.health.check()
+        assert "the PIN is wrong" in (await anyone.get("CERT:HEALTH"))["alarm.message"]
+        await service.reload(effective(tmp_path, **after(PIN)))
+        assert signer.trouble == ""
+        assert (await anyone.get(alice["status_pv"]))["state"] == "VALID"
+        with pytest.raises(
+            ConfigurationError, match="former_authorities cannot change while the service runs"
+        ):
+            await service.reload(effective(tmp_path, **OPEN))
+
+
+async def test_an_authority_in_a_file_goes_over_to_one_in_a_token_and_that_to_another_key(
+    token, tmp_path, capsys
+):
+    """The settings of after the switch have everything: the request, its chain, and the service use the same file."""
+    clock = Clock()
+    pki.write_keychain(
+        tmp_path / "cert_auth.p12", make_keychain(BELOW.key, [BELOW.certificate, *BELOW.chain])
+    )
+    root = tmp_path / "root.pem"
+    root.write_bytes(ROOT.certificate.public_bytes(Encoding.PEM))
+    async with running(tmp_path, clock, admin="admin", **OPEN) as service, plain(service) as anyone:
+        issued = [await anyone.rpc("CERT:CREATE", ccr("alice", key=generate_key("ec-p256")))]
+    former = [FormerAuthority(keychain=FilePath(tmp_path / "cert_auth.p12"))]
+    for label, identifier in (("ca", "01"), ("ca2", "02")):
+        token.store(generate_key("ec-p256"), label=label, identifier=identifier)
+        after = {
+            **settings_of(token, tmp_path),
+            "ca_key": token.uri.replace("object=ca", f"object={label}"),
+            "ca_certificate": FilePath(tmp_path / f"{label}.pem"),
+            "former_authorities": tuple(former),
+        }
+        settings = effective(tmp_path, **after).settings
+        with pytest.raises(
+            ConfigurationError, match="the authority's key is in a token; make a new one there"
+        ):
+            new_authority(settings, clock())
+        make_request(settings, str(tmp_path / "ca.csr"))
+        request = x509.load_pem_x509_csr((tmp_path / "ca.csr").read_bytes())
+        certificate = build_ca(
+            SimpleNamespace(public_key=request.public_key),
+            subject=request.subject,
+            not_before=pki.NOW - pki.DAY,
+            not_after=pki.NOW + 1000 * pki.DAY,
+            serial=int(identifier),
+            issuer=ROOT.issuer,
+            path_length=0,
+        )
+        signed = tmp_path / "signed.pem"
+        signed.write_bytes(certificate.public_bytes(Encoding.PEM))
+        capsys.readouterr()
+        install_chain(settings, [str(signed), str(root)], clock())
+        assert "have these settings and the file on each node" in capsys.readouterr().out
+        async with running(tmp_path, clock, **after) as service, plain(service) as anyone:
+            reply = await anyone.rpc("CERT:CREATE", ccr(f"of {label}", key=generate_key("ec-p256")))
+            assert reply["issuer"] == service.names.issuer_id != issued[-1]["issuer"]
+            assert isinstance(service.authority.issuer.signer, pkcs11.TokenSigner)
+            issued.append(reply)
+            for each in issued:
+                assert (await anyone.get(each["status_pv"]))["state"] == "VALID"
+        pin = settings.ca_key_pin
+        here = FormerAuthority(ca_key=after["ca_key"], ca_key_pin=pin, ca_certificate=after["ca_certificate"])
+        former.insert(0, here)

@@ -356,13 +356,13 @@ async def test_a_denied_key_may_be_asked_for_again(tmp_path):
 
 async def test_the_services_own_key_and_the_authoritys_are_never_certified(tmp_path):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
-        former = service.own_keychain.key
+        former = service.own.keychain.key
         authority = load_keychain(Path(service.settings.cert_auth_tls_keychain).read_bytes())
         for key in (former, authority.key):
             for arguments in ({"pub_key": pem(key)}, {"key": key}):
                 with pytest.raises(RemoteError, match="certificate service's own"):
                     await create(anyone, "stranger", **arguments)
-        service.own_keychain = None
+        service.own.keychain = None
         with pytest.raises(RemoteError, match="certificate service's own"):
             await create(anyone, "stranger", pub_key=pem(former))
 
@@ -483,7 +483,7 @@ async def test_a_stranger_supersedes_nobodys_request(tmp_path):
 
 async def test_the_services_own_certificate_cannot_be_revoked_and_the_reason_is_told(tmp_path):
     async with running(tmp_path) as service, plain(service) as anyone:
-        name = service.names.status(service.own_keychain.serial)
+        name = service.names.status(service.own.keychain.serial)
         async with secure(service, admin_keychain(tmp_path)) as admin:
             with pytest.raises(RemoteError, match="certificate service's own certificate"):
                 await admin.put(name, {"state": "REVOKED"})
@@ -503,7 +503,7 @@ async def test_a_fresh_certificate_is_valid_where_the_clock_is_behind(tmp_path):
             assert certificate.not_valid_before_utc > behind - timedelta(minutes=3)
         for own in (
             service.authority.issuer.certificate,
-            service.own_keychain.certificate,
+            service.own.keychain.certificate,
             admin_keychain(tmp_path).certificate,
         ):
             assert own.not_valid_before_utc <= behind

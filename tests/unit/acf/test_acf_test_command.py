@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.cli.acf_test import main
+from tests.helpers import pki
 
 ROOT = "EPICS Root Certificate Authority"
 
@@ -180,3 +182,39 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_chain_says_who_it_is_and_which_rule_with_an_authority_matches(tmp_path, capsys):
+    file, chain = tmp_path / "site.acf", tmp_path / "george.pem"
+    file.write_text(
+        'AUTHORITY("Site Root") { AUTHORITY(SITE, "Site Issuing CA") AUTHORITY(OTHER, "Site Guest CA") }\n'
+        "UAG(owners) { george }\n"
+        "ASG(DEFAULT) {\n    RULE(1, READ)\n    RULE(1, RPC) { UAG(owners) AUTHORITY(OTHER) }\n"
+        "    RULE(1, WRITE) { UAG(owners) AUTHORITY(SITE) }\n}\n"
+    )
+    root = pki.Authority("Site Root")
+    below = root.intermediate("Site Issuing CA")
+    george = below.keychain("george", "client")
+    question = [str(file), "--asg", "DEFAULT", "--chain", str(chain)]
+    certificates = [*george.chain, george.certificate]  # in any order
+    chain.write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in certificates))
+    assert main([*question, "--home", "localhost"]) == 0
+    said = capsys.readouterr().out
+    assert "x509/george of O=localhost over tls in ASG(DEFAULT): WRITE" in said
+    assert f"{file}:6" in next(line for line in said.splitlines() if "grants WRITE" in line)
+    assert f"{file}:5" in next(line for line in said.splitlines() if "does not apply" in line)
+    assert main([*question, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["access"] == "READ", "george of another organization is not the george of the group"
+    assert answer["principal"]["authority"] == ["Site Issuing CA", "Site Root"]
+    for wrong, why in (
+        (below.certificate.public_bytes(Encoding.PEM), "all its certificates are of authorities"),
+        (george.certificate.public_bytes(Encoding.PEM), "CN=Site Issuing CA"),
+        (b"", "there is nothing in it"),
+    ):
+        chain.write_bytes(wrong)
+        assert main(question) == 1
+        assert why in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*question, "--user", "george"])
+    assert "--user stands in the certificate of --chain" in capsys.readouterr().err

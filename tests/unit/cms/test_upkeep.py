@@ -275,7 +275,7 @@ async def test_the_clock_goes_on_while_a_backup_is_being_made_and_one_that_fails
         pause=lambda longest: longest,
         settings=SimpleNamespace(backup_interval_s=0.001, health_interval_s=60),
         health=SimpleNamespace(check=nothing, summary=str),
-        renew=nothing,
+        own=SimpleNamespace(look=lambda: None),
         upkeep=SimpleNamespace(backup=backup),
     )
     tasks = [
