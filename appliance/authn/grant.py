@@ -56,5 +56,6 @@ class Grant(NamedTuple):
     """Latest time, aware, at which the certificate must be renewed; None: it need not be."""
     san: tuple[San, ...] = ()
     """Alternative names that the subject may have; canonical."""
-    repeated: bool = False
-    """Whether the proof was used before by the same key, whose holder may have lost the answer. If not, nothing is granted."""
+    repeated: int = 0
+    """When the proof was used for the first time (POSIX seconds), by the same key; 0: never before. Its holder may have lost the
+    answer. If it did not, nothing is granted."""

@@ -22,7 +22,7 @@ from appliance.certs.san import San
 from appliance.certs.schedule import Window
 from appliance.errors import CertificateError
 
-__all__ = ["MAX_PROOF", "PROOF_FIELD", "UsedProofs", "check_proof", "make_proof"]
+__all__ = ["MAX_PROOF", "PROOF_FIELD", "UsedProofs", "check_proof", "made_at", "make_proof"]
 
 PROOF_FIELD: Final = "proof"
 """The name of the field in the ``verifier`` structure."""
@@ -123,6 +123,11 @@ def make_proof(request: ProvableRequest, key: PrivateKeyTypes, *, made: int, tok
     version = _needs(request)
     signature = sign(key, _message(request, token, made, version))
     return f"{version}.{made}.{base64.urlsafe_b64encode(signature).decode('ascii')}"
+
+
+def made_at(proof: str) -> int:
+    """Return when a proof that `check_proof` has accepted was made, by the requester's clock (POSIX seconds)."""
+    return int(proof.split(".", 2)[1])
 
 
 def check_proof(

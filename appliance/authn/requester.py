@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -30,6 +30,7 @@ from appliance.authn.trust import (
     make_directory,
     trust_only,
 )
+from appliance.authn.waiting import forget, keeps_its_place, look_beside, put_beside
 from appliance.certs.keychain import (
     Keychain,
     check_keychain,
@@ -123,7 +124,7 @@ class Outcome(NamedTuple):
 
     action: str
     """``created``, ``renewed`` (the service renewed the existing certificate, the file stays), ``kept`` (the file stays),
-    ``not due``, or ``anchor``.
+    ``waiting`` (the file stays, and the new certificate is beside it until it is approved), ``not due``, or ``anchor``.
     """
     path: str
     cert_id: str = ""
@@ -369,6 +370,9 @@ class Requester:
         if not force:
             self.refuse_unreadable(existing)
             self.check_identity(existing, subject)
+            found = None if new_key else await self.take_waiting(existing, may_ask=not if_due)
+            if found is not None:
+                return found
         report: CheckedStatus | None = None
         asked = False
         if if_due:
@@ -405,7 +409,13 @@ class Requester:
             )
         try:
             return await self.obtain(
-                make, existing, subject=subject, line=line, new_key=new_key, any_name=force or if_due
+                make,
+                existing,
+                subject=subject,
+                line=line,
+                new_key=new_key,
+                any_name=force or if_due,
+                beside=not force and not over and keeps_its_place(state),
             )
         except RemoteError as error:
             if over or not (if_due and existing.is_current(self.now()) and _DUPLICATE in str(error)):
@@ -428,6 +438,7 @@ class Requester:
         line: Line,
         new_key: bool = False,
         any_name: bool = False,
+        beside: bool = False,
     ) -> Outcome:
         """Send the request now: the service renews the certificate, or issues one and the keychain is written.
 
@@ -438,6 +449,7 @@ class Requester:
             line: The connection to the service.
             new_key: Make a new key.
             any_name: Accept a certificate with another name than the one that is there, if the service decides the name.
+            beside: If the new certificate waits for approval, write it beside the keychain as long as that has a good one.
 
         Raises:
             ApplianceError: It failed; the existing keychain is unchanged.
@@ -482,15 +494,20 @@ class Requester:
         self._tell_if_shorter(request, keychain)
         self._tell_if_names_are_missing(existing, keychain)
         self._tell_if_other_schedule(reply)
+        data = dump_keychain(keychain, self.settings.password, issued=self.now())
+        waits = beside and reply.state is CertState.PENDING_APPROVAL and self._is_good(existing)
         try:
-            self._write(dump_keychain(keychain, self.settings.password, issued=self.now()))
+            if waits:
+                self._warn(put_beside(path, data))
+            else:
+                self._write(data)
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"{error}; but the certificate {identifier} was issued: have it revoked before you ask again"
             ) from error
         assert keychain.certificate is not None
         by = cadence(reply.renew_by, keychain.certificate)
-        return Outcome("created", path, identifier, reply.state, keychain, by)
+        return Outcome("waiting" if waits else "created", path, identifier, reply.state, keychain, by)
 
     def _tell_if_other_schedule(self, reply: CertReply) -> None:
         """Say which schedule is in force, if it is not the one that was asked for: an administrator's is."""
@@ -681,6 +698,55 @@ class Requester:
                 f"be used: {error}; nothing was requested"
             ) from error
 
+    def _is_good(self, existing: Existing) -> bool:
+        """Whether the keychain that is there can be used, by itself and its dates."""
+        return existing.is_current(self.now()) and self.renewal_due(existing).when is not None
+
+    async def take_waiting(self, existing: Existing, *, may_ask: bool = False) -> Outcome | None:
+        """Put the certificate that waits beside the keychain into its place, if it is valid now.
+
+        Args:
+            existing: What is at the keychain's path.
+            may_ask: Whether a new request is right if that one was denied.
+
+        Returns:
+            ``created`` if it was; ``waiting`` if it has to wait on; None if nothing waits there.
+
+        Raises:
+            SecurityError: It was denied or revoked, and ``may_ask`` is false.
+            ApplianceError: The file beside cannot be read, or the keychain cannot be written.
+        """
+        path = self.settings.keychain
+        beside = look_beside(path, self.settings.password)
+        if beside is None:
+            return None
+        report = await ask_status(
+            self.settings, beside.keychain, now=self.now(), timeout_s=min(self.timeout_s, _PRESENT_S)
+        )
+        state = beside.verdict(report)
+        if state in (CertState.REVOKED, CertState.EXPIRED):
+            if not may_ask:
+                raise SecurityError(
+                    f"{path}: the certificate {beside.cert_id}, which waited for approval in {beside.path}, was denied or revoked, and "
+                    "an automatic renewal does not ask again; if the reason is gone, request a new one without --if-due or -D"
+                )
+            self.say(
+                f"{path}: the certificate {beside.cert_id}, which waited for approval, was denied; it is removed"
+            )
+            forget(path)
+            return None
+        certificate = beside.keychain.certificate
+        assert certificate is not None
+        by = None if report is None else cadence(report.report.renew_by, certificate)
+        if state is CertState.VALID or not self._is_good(existing):
+            self._write(beside.data)
+            return Outcome("created", path, beside.cert_id, state, beside.keychain, by)
+        return Outcome("waiting", path, beside.cert_id, state, beside.keychain, by)
+
     def _write(self, data: bytes) -> None:
-        for warning in replace_private(self.settings.keychain, data):
-            self.say(f"Warning: {warning}")
+        self._warn(replace_private(self.settings.keychain, data))
+        forget(self.settings.keychain)
+
+    def _warn(self, sentences: Iterable[str]) -> None:
+        for sentence in sentences:
+            self.say(f"Warning: {sentence}")

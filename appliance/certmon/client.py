@@ -6,6 +6,8 @@ import asyncio
 import logging
 from typing import Any, Final
 
+from cryptography import x509
+
 from appliance.certmon.policy import Mode
 from appliance.certmon.tls_manager import TLSManager
 from appliance.client.context import Context
@@ -96,3 +98,8 @@ class ClientTLSManager(TLSManager):
             return
         why, must_go = news
         context.set_tls(self._tls(), SecurityError(why) if must_go else None)
+
+    def close_connections_of(self, certificate: x509.Certificate, reason: SecurityError) -> None:
+        """Close the connections in which this client has shown ``certificate``."""
+        if self._context is not None:
+            self._context.close_connections_of(certificate, reason)

@@ -298,9 +298,19 @@ class _Watch:
         if verdict.good:
             self._admitted = True
             gate.validated(self._guid)
-        elif culprit is not None and culprit is self.peer and (not self._admitted or verdict.bad):
+        elif culprit is not None and culprit is self.peer and self._is_hopeless(verdict, culprit):
             gate.avoid(self._guid, culprit)
         self._verdict(verdict)
+
+    def _is_hopeless(self, verdict: Verdict, culprit: Following) -> bool:
+        """Whether the next connection over TLS would fail as well.
+
+        A certificate that has EXPIRED under a connection was not the last one: servers replace theirs before, and keep their connections
+        if another authority has certified the same key.
+        """
+        if not self._admitted:
+            return True
+        return verdict.bad and culprit.status.state is not CertState.EXPIRED
 
     def _too_long(self) -> None:
         self._timer = None

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from cryptography import x509
+
 from appliance.certmon.policy import Mode
 from appliance.certmon.tls_manager import TLSManager
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
@@ -145,3 +147,8 @@ class ServerTLSManager(TLSManager):
         server.set_standby(self.mode is Mode.STANDBY, close=self.ended)
         if must_go:
             server.close_peers(SecurityError(why), tls_only=True)
+
+    def close_connections_of(self, certificate: x509.Certificate, reason: SecurityError) -> None:
+        """Close the connections in which this server has shown ``certificate``."""
+        if self._server is not None:
+            self._server.close_peers(reason, certificate=certificate)

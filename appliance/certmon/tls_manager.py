@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from datetime import datetime, timedelta
 from typing import Final
 
+from cryptography import x509
+
 from appliance.certmon.cache import StatusCache
 from appliance.certmon.gate import PATIENCE_S, StatusGate, describe_plight
 from appliance.certmon.live_keychain import LiveKeychain
@@ -16,7 +18,7 @@ from appliance.certmon.status_source import CertStatus, Following, StatusSource,
 from appliance.certs.keychain import Keychain
 from appliance.certs.status import CertState, StatusClass
 from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import CertificateError, CertificateStatusError, KeychainError
+from appliance.errors import CertificateError, CertificateStatusError, KeychainError, SecurityError
 
 __all__ = ["TLSManager"]
 
@@ -45,6 +47,9 @@ class TLSManager(ABC):
         self._status_trouble = ""
         self._reminder: asyncio.TimerHandle | None = None
         self._renewal_told = False
+        self._kept: tuple[Following, x509.Certificate] | None = None
+        """A certificate that was replaced, and that connections still use."""
+        self._kept_timer: asyncio.TimerHandle | None = None
         if not self.options.no_revocation_check:
             cache = StatusCache(config.status_cache) if config.status_cache else None
             self.source = StatusSource(status_config, cache=cache)
@@ -104,6 +109,7 @@ class TLSManager(ABC):
             self._overdue.cancel()
             self._overdue = None
         self._forget_renewal()
+        self._let_go()
         if self._own is not None:
             self._own.close()
             self._own = None
@@ -216,6 +222,59 @@ class TLSManager(ABC):
             return StatusClass.UNKNOWN
         return StatusClass.GOOD if self._own is None else self._own.status.status_class
 
+    # -- a certificate that was replaced -------------------------------------------------------------
+
+    def _keep(self, former: Keychain) -> bool:
+        """Let connections of a replaced certificate go on as long as it is good; return whether its status can be followed.
+
+        Another authority has certified the same key and names, so a new connection would prove nothing else. When the authority
+        ends, its certificates are EXPIRED, and both ends connect anew at one moment: a monitor loses its connection once, and not
+        once for each end.
+        """
+        certificate = former.certificate
+        if self.source is None or certificate is None or self._kept is not None:
+            return False
+        try:
+            ref = reference((certificate, *former.chain))
+            if ref is None:
+                return False
+            self._kept = self.source.follow(ref, self._look_at_kept), certificate
+        except (CertificateError, CertificateStatusError):
+            return False
+        self._look_at_kept()
+        return self._kept is not None
+
+    def _look_at_kept(self) -> None:
+        """Close the connections of the replaced certificate if it is not good any more; look again in time."""
+        if self._kept is None:
+            return
+        assert self.source is not None
+        following, certificate = self._kept
+        status = following.status
+        left_s = (certificate.not_valid_after_utc - self.source.now()) / timedelta(seconds=1)
+        if self._kept_timer is not None:
+            self._kept_timer.cancel()
+        if left_s > 0 and (status.status_class is StatusClass.GOOD or not status.delivered):
+            loop = asyncio.get_running_loop()
+            self._kept_timer = loop.call_later(min(left_s + 0.01, _LONGEST_SLEEP_S), self._look_at_kept)
+            return
+        state = status.state if left_s > 0 else CertState.EXPIRED
+        self._let_go()
+        _log.info("%s: the former certificate is %s: its connections are closed", self.identity.path, state)
+        self.close_connections_of(certificate, SecurityError(f"the former certificate is {state}"))
+
+    def _let_go(self) -> None:
+        if self._kept_timer is not None:
+            self._kept_timer.cancel()
+            self._kept_timer = None
+        if self._kept is not None:
+            self._kept[0].close()
+            self._kept = None
+
+    @abstractmethod
+    def close_connections_of(self, certificate: x509.Certificate, reason: SecurityError) -> None:
+        """Close the connections in which this end has shown ``certificate``."""
+
     # -- what follows --------------------------------------------------------------------------------
 
     def choose(self) -> Mode:
@@ -241,7 +300,8 @@ class TLSManager(ABC):
 
         Returns:
             Why, and whether existing TLS connections must close. Connections of a certificate that is only suspended stay,
-            because the gate holds them. They also stay if only more authorities are trusted than before. The change is logged.
+            because the gate holds them. They also stay if only more authorities are trusted than before, or if another authority has
+            certified the same key and names. The change is logged.
         """
         if not self.settled:
             return None
@@ -251,7 +311,10 @@ class TLSManager(ABC):
             return None
         self.mode, self.generation = mode, identity.generation
         former, self._in_use = self._in_use, identity.keychain
-        goes_on = former is not None and identity.keychain is not None and identity.keychain.goes_on(former)
+        present = identity.keychain
+        goes_on = former is not None and present is not None and present.goes_on(former)
+        if mode is Mode.TLS and not goes_on and former is not None and present is not None:
+            goes_on = present.takes_over(former) and self._keep(former)
         why = "a new keychain is in use" if replaced else self.why()
         if mode is Mode.SHUTDOWN:
             what = "server stops" if identity.server_side else "client ends"
@@ -259,7 +322,10 @@ class TLSManager(ABC):
         else:
             level = logging.INFO if mode is Mode.TLS else logging.WARNING
             _log.log(level, "%s: %s: %s", identity.path, why, mode.value)
-        return why, (replaced and not goes_on) or self.ended
+        must_go = (replaced and not goes_on) or self.ended
+        if must_go:
+            self._let_go()
+        return why, must_go
 
     def why(self) -> str:
         """Say what is wrong with our own certificate."""

@@ -21,6 +21,7 @@ from appliance.certs.x509 import (
     UNREADABLE,
     check_extended_key_usage,
     common_name,
+    find_extension,
     is_ca,
     is_self_signed,
     issuer_id,
@@ -90,8 +91,25 @@ class Keychain(NamedTuple):
 
     def goes_on(self, former: Keychain) -> bool:
         """Whether it proves the same identity as ``former`` and trusts everybody whom ``former`` trusted."""
+        return self.certificate == former.certificate and self._trusts_all_of(former)
+
+    def takes_over(self, former: Keychain) -> bool:
+        """Whether another authority has certified the identity of ``former``, its key and all names, and nobody is trusted less."""
+        one, other = self.certificate, former.certificate
+        if one is None or other is None or self.issuer is None or former.issuer is None:
+            return False
+        return (
+            one.subject == other.subject
+            and public_key(one) == public_key(other)
+            and find_extension(one, x509.SubjectAlternativeName)
+            == find_extension(other, x509.SubjectAlternativeName)
+            and not is_same_authority(self.issuer, former.issuer)
+            and self._trusts_all_of(former)
+        )
+
+    def _trusts_all_of(self, former: Keychain) -> bool:
         present = (*self.anchors, *self.crossed)
-        return self.certificate == former.certificate and all(
+        return all(
             any(is_same_authority(trusted, known) for known in present)
             for trusted in (*former.anchors, *former.crossed)
         )

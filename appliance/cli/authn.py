@@ -425,6 +425,7 @@ async def _show_due(options: argparse.Namespace, settings: RequesterSettings) ->
 
 def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
     """Report the result of the request."""
+    from appliance.authn.waiting import path_beside
     from appliance.certs.status import CertState, format_date
 
     keychain = outcome.keychain
@@ -439,6 +440,13 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
         print(f"Certificate identifier  : {outcome.cert_id}", flush=True)
     elif outcome.action == "renewed":
         print(f"Certificate identifier  : {outcome.cert_id}", flush=True)
+    elif outcome.action == "waiting":
+        print(f"Certificate identifier  : {outcome.cert_id}", flush=True)
+        complain(
+            f"{outcome.path}: it keeps its certificate, which is still good, until the new one is valid. That one is in "
+            f"{path_beside(outcome.path)}; the next run puts it into its place when an administrator has approved it: pvxcert --approve "
+            f"{outcome.cert_id}"
+        )
     elif not pending:
         complain(
             f"{outcome.path}: it holds a valid keychain ({keychain.subject}, {outcome.cert_id}, until "
@@ -450,6 +458,8 @@ def _finish(options: argparse.Namespace, outcome: Outcome) -> int:
         complain(f"Valid from              : {format_date(certificate.not_valid_before_utc)}")
         complain(f"Expires on              : {format_date(certificate.not_valid_after_utc)}")
         complain(f"Status                  : {outcome.state.value}")
+    if outcome.action == "waiting":
+        return PENDING
     if pending:
         complain(
             f"The certificate waits for an administrator's approval (PENDING_APPROVAL) and cannot be used until then. An "

@@ -35,6 +35,8 @@ from appliance.pvdata.value import Value
 from appliance.transport.gate import PeerGate
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from appliance.tls.context import TLSContext
 
 __all__ = ["Context"]
@@ -232,6 +234,11 @@ class Context:
         self._end.tls = tls
         if self._is_open:
             self._links.tls_changed(reason)
+
+    def close_connections_of(self, certificate: x509.Certificate, reason: ApplianceError) -> None:
+        """Close the connections in which this client has shown ``certificate``; their channels are searched for again."""
+        if self._is_open:
+            self._links.close_of(certificate, reason)
 
     def probe_tls(self, guid: bytes = b"") -> None:
         """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from appliance.client.channel import Channel, ChannelLink, ChannelState
 from appliance.client.channels import Channels
@@ -18,6 +18,9 @@ from appliance.pva.search import SearchRequest, SearchResponse
 from appliance.transport.address import format_address
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 __all__ = ["Links"]
 
@@ -274,6 +277,14 @@ class Links:
                     link.close(reason)
         self.searcher.hurry()
         self.probe_tls()
+
+    def close_of(self, certificate: x509.Certificate, reason: ApplianceError) -> None:
+        """Close the connections in which this client has shown ``certificate``; their channels are searched for again."""
+        for link in list(self.by_address.values()):
+            engine = None if link.stream is None else link.stream.engine
+            if engine is not None and engine.keychain.certificate == certificate:
+                link.close(reason)
+        self.searcher.hurry()
 
     def probe_tls(self, guid: bytes = b"") -> None:
         """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).

@@ -115,13 +115,14 @@ def check_belongs(transaction: Transaction, authority: Authority) -> None:
     """Refuse a database that belongs to other authorities.
 
     Raises:
-        ConfigurationError: Nothing has introduced this authority to the database, which has certificates of another one.
+        ConfigurationError: Nothing has introduced this authority to the database, which knows another one.
     """
     mine = authority.issuer_id
     known = known_authorities(transaction.connection)
     if mine in known:
         return
-    issuers = set(transaction.connection.scalars(sa.select(schema.certs.c.issuer).distinct()))
+    # A database of before the table of authorities has only the certificates.
+    issuers = set(known) or set(transaction.connection.scalars(sa.select(schema.certs.c.issuer).distinct()))
     if issuers and mine not in issuers:
         theirs = ", ".join(
             f"{ident} {known[ident].name if ident in known else ''}".strip() for ident in sorted(issuers)

@@ -216,10 +216,12 @@ def _now() -> datetime:
 async def _serve(daemon: Daemon, effective: CMSConfig, options: argparse.Namespace) -> None:
     from appliance.cms.service import CertificateService
 
-    service = CertificateService.open(effective, clock=_now)
+    with daemon.notifier.starting():
+        service = CertificateService.open(effective, clock=_now)
     try:
-        service.first_start(ensure=options.admin_keychain_ensure)
-        await service.start()
+        with daemon.notifier.starting():
+            service.first_start(ensure=options.admin_keychain_ensure)
+            await service.start()
 
         async def reload() -> None:
             fresh = _resolve(options)

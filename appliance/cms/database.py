@@ -21,6 +21,7 @@ from appliance.errors import ConfigurationError, DatabaseLost
 __all__ = ["Backoff", "Database"]
 
 _log: Final = logging.getLogger(__name__)
+_MOST_SAID: Final = 20
 _FIRST_S: Final = 0.1
 _LONGEST_S: Final = 2.0
 END_S: Final = 8.0
@@ -61,6 +62,8 @@ class Database:
         self.why = ""
         """Why it is lost."""
         self.reconnects = 0
+        self._said: set[str] = set()
+        """The reasons that the log has, of this time."""
         self._lock = threading.Lock()
         self._engines: dict[tuple[Role, bool], sa.Engine] = {}
         self._open: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -167,9 +170,18 @@ class Database:
             self.why = reason(
                 error.__cause__ if isinstance(error, DatabaseLost) and error.__cause__ else error
             )
-            if self.state == "lost":
-                return
-            self.state, self.lost_since = "lost", time.time()
+            was_lost, is_new = (
+                self.state == "lost",
+                self.why not in self._said and len(self._said) < _MOST_SAID,
+            )
+            self._said.add(self.why)
+            if not was_lost:
+                self.state, self.lost_since = "lost", time.time()
+        if was_lost:
+            if is_new:
+                # Whoever asks over the network is told no reason, so each stands here.
+                _log.warning("the database %s is still lost: %s", self.name, self.why)
+            return
         _log.error(
             "the database %s is lost: %s; until it is back, nothing is answered that only it knows, and nothing is issued, "
             "approved, denied or revoked",
@@ -185,6 +197,7 @@ class Database:
         with self._lock:
             away, self.state, self.lost_since, self.why = time.time() - self.lost_since, "up", 0.0, ""
             self.reconnects += 1
+            self._said.clear()
         _log.warning(
             "the database %s is back after %.1f s", self.name, away, extra={"event": "database-back"}
         )

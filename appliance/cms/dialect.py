@@ -43,12 +43,21 @@ _PASSES: Final = (
     "not yet accepting", "too many clients", "remaining connection slots", "closed the connection", "Connection reset",
 )  # fmt: skip
 """What libpq says of a server that may be there a moment later."""
+_KNOWS_METHODS: Final = 160000
+"""Version of libpq that can be told by which methods a server may ask for the password."""
 _WEAK: Final = ("disable", "allow", "prefer", "require", "verify-ca")
 _SHOWN: Final = frozenset(
     ("host", "hostaddr", "port", "dbname", "service", "sslmode", "target_session_attrs")
 )
 """Parameters of a URL that messages may show."""
 _ADVICE: Final = (
+    (
+        "authentication method requirement",
+        (
+            "without TLS (sslmode=verify-full) a password is given by SCRAM only: have pg_hba.conf ask for scram-sha-256, use TLS or "
+            "the server's socket, or name other methods with require_auth in db"
+        ),
+    ),
     ("no password supplied", "set db_password"),
     ("password authentication failed", "correct db_password, or the role's password in the server"),
     ("session is read-only", "it is read-only (a standby?): name the primary, or all hosts of the database"),
@@ -229,6 +238,11 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     arguments["target_session_attrs"] = "primary" if read_only else "read-write"
     if not _is_local(url):
         arguments["sslmode"] = "verify-full"
+    mode = url.query.get("sslmode", arguments.get("sslmode"))
+    if login.password and mode != "verify-full" and not _is_socket(url):
+        # Any user of this host may open the port while the server is down, and ask for the password as it is. By SCRAM nobody
+        # learns it, and the server proves that it has it too.
+        arguments |= _by_scram()
     if login.tls_ca:
         arguments["sslrootcert"] = login.tls_ca
     elif arguments.get("sslmode") or str(url.query.get("sslmode", "")).startswith("verify"):
@@ -244,6 +258,19 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
         connect_args=arguments,
         hide_parameters=True,
     )
+
+
+def _is_socket(url: sa.URL) -> bool:
+    """Whether the server is reached by a socket in the file system, whose directory is its own."""
+    names = _hosts(url) or [name for name in os.environ.get("PGHOST", "").split(",") if name]
+    return _is_local(url) and all(name.startswith(("/", "@")) for name in names)
+
+
+def _by_scram() -> dict[str, str]:
+    """Return what has a password given by SCRAM only: nothing before libpq 16, which does not know it."""
+    import psycopg
+
+    return {"require_auth": "scram-sha-256"} if psycopg.pq.version() >= _KNOWS_METHODS else {}
 
 
 def _system_authorities() -> str:

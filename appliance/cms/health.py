@@ -185,9 +185,8 @@ class Health:
         database = self._store.database
         if database.state == "up":
             return ""
-        return (
-            f"the database is lost since {utc(int(database.lost_since)):%Y-%m-%dT%H:%M:%SZ}: {database.why}"
-        )
+        # Anybody reads this. Where the server is, and what it answers, is for the log.
+        return f"the database is lost since {utc(int(database.lost_since)):%Y-%m-%dT%H:%M:%SZ}; the service's log says why"
 
     def _of_the_server(self) -> str:
         """Return what is wrong between this node and the database server, though it works."""

@@ -23,6 +23,7 @@ __all__ = [
     "Deliveries",
     "answer_lost",
     "approved_before",
+    "came_of_token",
     "changes_authority",
     "is_alike",
     "key_problem",
@@ -141,18 +142,9 @@ def may_supersede(
             return "requested again by the same requester"
         if proven:
             return "somebody else has proved that the name is theirs"
-    if (
-        old.delivered == IN_DOUBT
-        and not request.roll_over
-        and (
-            old.skid == request.skid
-            or request.is_of(old)
-            or (granted and proven)
-            or state is CertState.PENDING_APPROVAL
-        )
-    ):
-        # Nobody knows whether it was delivered before the last stop, and two must not be live. A stranger, who could end what
-        # its holder uses, is not helped by that: where no approval is needed anybody may claim the name.
+    if old.delivered == IN_DOUBT and not request.roll_over and (request.is_of(old) or (granted and proven)):
+        # Nobody knows whether it was delivered before the last stop, and two must not be live. Only a proof counts: the key
+        # alone is known to everybody whom the certificate was shown, and they could end what its holder uses.
         return "requested again; its delivery was interrupted"
     return ""
 
@@ -178,6 +170,11 @@ def is_alike(request: NewCertificate, record: CertRecord) -> bool:
         record.method,
         record.identity,
     )
+
+
+def came_of_token(request: NewCertificate, record: CertRecord) -> bool:
+    """Whether a certificate may have come of the first use of a token that is repeated. An older one has not."""
+    return is_alike(request, record) and max(record.state_date, record.renewed_at) >= request.repeated
 
 
 def answer_lost(

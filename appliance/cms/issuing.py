@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_publ
 from appliance.authn.ccr import CertRequest
 from appliance.authn.grant import USAGES, Grant
 from appliance.authn.jwt.naming import ReservedNames
-from appliance.authn.proof import UsedProofs, check_proof
+from appliance.authn.proof import UsedProofs, check_proof, made_at
 from appliance.authn.std.verifier import StdRequest, verify
 from appliance.certs.crossed import sent_above
 from appliance.certs.profiles import (
@@ -194,7 +194,10 @@ class Issuing:
             grant = await self._verify(ccr, san, peer, key_id if proved else "")
             subject = _subject(*(grant.subject.get(part, "") for part in ("CN", "C", "O", "OU")))
             by = peer.serial if peer.method == "x509" and peer.is_tls else 0
-            known = _Known(key, key_id, skid, proved, by if peer.issuer_id == self.names.issuer_id else 0)
+            made = made_at(ccr.proof) if proved else 0
+            known = _Known(
+                key, key_id, skid, proved, made, by if peer.issuer_id == self.names.issuer_id else 0
+            )
             issued = await self._apply(ccr, san, grant, known, subject, actor)
         except TokenRefused as refusal:
             facts = {**refusal.facts, "reason": refusal.reason, "why": str(refusal), "type": ccr.type}
@@ -345,6 +348,7 @@ class Issuing:
             facts=facts,
             key_id=known.key_id,
             proved=known.proved,
+            proof_made=known.proof_made,
             peer_serial=known.peer_serial,
             inherit_unproven=self.rules.inherit_unproven,
             no_status=not with_status,
@@ -418,6 +422,7 @@ class _Known(NamedTuple):
     key_id: str
     skid: str
     proved: bool
+    proof_made: int
     peer_serial: int
 
 

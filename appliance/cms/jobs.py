@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from appliance.cms.transaction import Job
@@ -53,15 +53,14 @@ class Waiting:
         self.is_open = False
         """Whether its commit was sent, and nothing is known of it."""
 
-    def expire(self, why: Callable[[], str]) -> None:
+    def expire(self) -> None:
         """Tell the waiter, on its event loop, that the database is lost."""
         if self.future is None or self.future.done():
             return
         # In this order: the writer says first that it commits, and looks then who has given up.
         self.is_late = True
-        self.future.set_exception(
-            DatabaseLost(f"the certificate database cannot be reached{why()}; {self.fate}")
-        )
+        # Where the server is, and what it answers, is for the log: this goes to whoever asked.
+        self.future.set_exception(DatabaseLost(f"the certificate database cannot be reached; {self.fate}"))
 
     @property
     def fate(self) -> str:

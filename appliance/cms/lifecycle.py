@@ -30,8 +30,8 @@ from appliance.cms.inherit import (
     Deliveries,
     answer_lost,
     approved_before,
+    came_of_token,
     changes_authority,
-    is_alike,
     key_problem,
     may_supersede,
     other_holder,
@@ -54,6 +54,7 @@ from appliance.cms.model import (
 )
 from appliance.cms.reading import Readers
 from appliance.cms.renewal import Fresh, Renewed, judge
+from appliance.cms.replay import is_old_proof
 from appliance.cms.revocations import Revocations
 from appliance.cms.rows import (
     approval_begins,
@@ -193,11 +194,11 @@ class Lifecycle:
 
     # -- changes -------------------------------------------------------------------------------------
 
-    async def create(self, request: NewCertificate, actor: Actor, *, will_answer: bool = False) -> CertRecord:
+    async def create(self, asked: NewCertificate, actor: Actor, *, will_answer: bool = False) -> CertRecord:
         """Record a certificate, or renew one that its requester has already.
 
         Args:
-            request: What is asked for.
+            asked: What is asked for.
             actor: Who asks.
             will_answer: Whether the caller says afterwards what became of the answer: with `delivered`, `withdraw` or
                 `doubt`. Until then the same request is told to wait.
@@ -212,30 +213,31 @@ class Lifecycle:
         """
         now = self.clock()
         at = posix(now)
-        key = request.key
+        key = asked.key
         address = peer_key(actor.peer)
         answering = self.deliveries.answering
         others: list[CertRecord] = []
         seq = 0
 
         def refuse(transaction: Transaction, why: str) -> RequestRefused:
-            transaction.audit(at, "refuse", None, {**actor.facts(), **named(request), "why": why})
+            transaction.audit(at, "refuse", None, {**actor.facts(), **named(asked), "why": why})
             return RequestRefused(why)
 
         def job(transaction: Transaction) -> CertRecord:
             nonlocal seq
             others.clear()
-            why = key_problem(request, transaction.of_key(request.key_id, request.skid))
+            why = key_problem(asked, transaction.of_key(asked.key_id, asked.skid))
             if why:
                 raise refuse(transaction, why)
             known = transaction.of_subject(key)
             ended = (CertState.EXPIRED, CertState.REVOKED)
             live = [(old, state) for old in known if (state := self._told(old, now)) not in ended]
-            why = other_holder(request, [old for old, _ in live])
+            why = other_holder(asked, [old for old, _ in live])
             if why:
                 raise refuse(transaction, why)
+            request = _believed(transaction, asked, live, at)
             lost = self._lost_answers(request, [old for old, _ in live], at)
-            if request.repeated and not lost and any(is_alike(request, old) for old, _ in live):
+            if request.repeated and not lost and any(came_of_token(request, old) for old, _ in live):
                 raise refuse(transaction, USED_BEFORE)
             try:
                 own = [(old, state) for old, state in live if old.issuer == transaction.issuer]
@@ -291,19 +293,19 @@ class Lifecycle:
             record = await self.store.submit(
                 job,
                 key,
-                key=(request.key_id, request.skid),
-                undone=partial(answering.discard, request.serial),
+                key=(asked.key_id, asked.skid),
+                undone=partial(answering.discard, asked.serial),
             )
         except DatabaseLost:
             raise  # perhaps it is recorded: `_unclaimed` learns it, and nobody gets an answer until then
         except BaseException:
-            answering.discard(request.serial)
+            answering.discard(asked.serial)
             raise
         for other in others:
             if other.state is CertState.REVOKED:
                 self._journal(other)
             self._announce(other, seq)
-        if record.serial != request.serial:
+        if record.serial != asked.serial:
             self.renewed += 1
         else:
             self.created += 1
@@ -672,6 +674,20 @@ class Lifecycle:
         self._flush_delivered()
         while self._recording:
             await asyncio.wait(self._recording)
+
+
+def _believed(
+    transaction: Transaction, request: NewCertificate, live: Sequence[tuple[CertRecord, CertState]], at: int
+) -> NewCertificate:
+    """Return a request without its proof of the key, if that is an old one and could end a certificate of the key."""
+    ends = (
+        record.serial
+        for record, state in live
+        if record.skid == request.skid and (record.delivered != 1 or state is CertState.PENDING_APPROVAL)
+    )
+    if request.proof_made and any(is_old_proof(transaction, n, request.proof_made, at) for n in ends):
+        return request._replace(proved=False, proof_made=0)
+    return request
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from appliance.errors import ApplianceError
 
 __all__ = ["Rate", "Rates", "SharedLimits", "grant"]
 
+_log: Final = logging.getLogger(__name__)
 _SECOND: Final = 1_000_000
 _LONGEST_KEY: Final = 80
 _PAUSE_S: Final = 0.1
@@ -125,6 +127,8 @@ class SharedLimits:
         self._waiting: list[_Waiting] = []
         self._asking: asyncio.Task[None] | None = None
         self._swept = 0
+        self._told = ""
+        """Why it could not be asked, as the log has it."""
 
     async def take(self, keys: Asked) -> float:
         """Take one of each key.
@@ -180,9 +184,9 @@ class SharedLimits:
             except (sa.exc.SQLAlchemyError, ApplianceError) as error:
                 self._forget_connection()
                 if time.monotonic() >= end or self._stopping.wait(_PAUSE_S):
+                    self._tell(str(getattr(error, "orig", None) or error))
                     raise StoreError(
-                        f"the limit of requests cannot be asked about: {getattr(error, 'orig', None) or error}; nothing was "
-                        "done"
+                        "the limit of requests cannot be asked about: the database cannot be reached; nothing was done"
                     ) from error
 
     def _decide(self, connection: sa.Connection, keys: Sequence[str], asked: Sequence[Asked]) -> list[float]:
@@ -204,6 +208,11 @@ class SharedLimits:
 
     def _lock(self, connection: sa.Connection, keys: Sequence[str]) -> dict[str, int]:
         return {key: int(tat) for key, tat in connection.execute(_READ, {"keys": keys})}
+
+    def _tell(self, why: str) -> None:
+        if why != self._told:
+            _log.warning("the limits of requests cannot be counted: %s", why)
+        self._told = why
 
     def _forget_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -85,6 +85,8 @@ class NewCertificate(NamedTuple):
     """What tells the key from others: `appliance.certs.public_keys.key_identity`."""
     proved: bool = False
     """Whether the requester has proved that it holds the private key."""
+    proof_made: int = 0
+    """When it made that proof, by its own clock (POSIX seconds); 0: it did not."""
     peer_serial: int = 0
     """Serial number of our certificate that the requester's connection uses; 0: none."""
     inherit_unproven: bool = False
@@ -102,8 +104,9 @@ class NewCertificate(NamedTuple):
     """Alternative names that the token entitles to, as certificates have them."""
     schedule: Schedule = Schedule()
     """The hours that the requester asks for."""
-    repeated: bool = False
-    """Whether its token was used before by the same key: it counts only if that answer was lost."""
+    repeated: int = 0
+    """When its token was used for the first time (POSIX seconds), if that was for the same key: it counts only if that brought no
+    certificate, or if the answer was lost. 0: it was not used before."""
 
     @property
     def key(self) -> str:

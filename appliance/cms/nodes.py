@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from appliance.cms import schema
 from appliance.cms.database import Backoff
-from appliance.cms.schema import nodes
+from appliance.cms.schema import LIVING, nodes
 from appliance.cms.store import Store
 from appliance.cms.transaction import Transaction, doubt_undelivered
 from appliance.errors import ApplianceError, ConfigurationError
@@ -25,8 +25,6 @@ from appliance.version import __version__
 __all__ = ["Member", "Nodes", "members"]
 
 _log: Final = logging.getLogger(__name__)
-_LIVING: Final = 37429
-"""Class of the locks that nodes hold while they live; with it goes ``nodes.number``."""
 BEAT_S: Final = 2.0
 SILENT_S: Final = 10.0
 """Seconds without a beat after which a node counts as dead, though its lock is held: it is frozen, or its host is."""
@@ -43,7 +41,7 @@ _MEMBERS: Final = sa.text(
     "JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() AND l.locktype = 'advisory' "
     "AND l.classid = :living AND l.objid = n.number AND l.objsubid = 2 AND l.granted) AS held "
     "FROM nodes n ORDER BY n.node"
-).bindparams(living=_LIVING)
+).bindparams(living=LIVING)
 
 
 class Member(NamedTuple):
@@ -197,7 +195,7 @@ class Nodes:
     def _lock(self, connection: sa.Connection) -> bool:
         with connection.begin():
             query = sa.text("SELECT pg_try_advisory_lock(:kind, :number)")
-            return bool(connection.execute(query, {"kind": _LIVING, "number": self._number}).scalar())
+            return bool(connection.execute(query, {"kind": LIVING, "number": self._number}).scalar())
 
     def _record(self, connection: sa.Connection, token: str) -> None:
         """Write this node's row, under the writers' lock."""

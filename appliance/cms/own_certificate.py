@@ -14,8 +14,9 @@ from appliance.cms.issuing import Issuing
 from appliance.cms.model import shown_time
 from appliance.cms.pvs import Tasks
 from appliance.cms.setup import ensure_own_keychain, outlives, renew_own_keychain
+from appliance.cms.signing import UNREACHABLE
 from appliance.config.pva import ServerConfig
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, SigningError
 
 if TYPE_CHECKING:
     from appliance.tls.context import TLSContext
@@ -105,8 +106,10 @@ class OwnCertificate:
         except ApplianceError as error:
             self._again_at = time.monotonic() + _AGAIN_S
             end = shown_time(keychain.certificate.not_valid_after_utc)
-            self.trouble = f"the service's own certificate ends at {end} and cannot be renewed: {error}"
-            _log.error("%s", self.trouble)
+            said = f"the service's own certificate ends at {end} and cannot be renewed"
+            _log.error("%s: %s", said, error)
+            # HEALTH shows it to anybody, and what a token says is for the log.
+            self.trouble = f"{said}: {UNREACHABLE if isinstance(error, SigningError) else error}"
         else:
             self.trouble = ""
             _log.info("the service's own certificate was renewed: %s", self._server.tls_keychain)

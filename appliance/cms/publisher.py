@@ -40,6 +40,7 @@ from appliance.cms.clockwork import BUDGET_S
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_of, utc, windows_now
 from appliance.cms.renewal import RENEWABLE
+from appliance.cms.signing import UNREACHABLE
 from appliance.cms.signing import signed as signed_by
 from appliance.cms.transaction import CertRecord
 from appliance.errors import ApplianceError, DatabaseLost, RequestRefused, SigningError
@@ -344,9 +345,9 @@ class Publisher:
         self._refreshes: list[tuple[float, int, int]] = []
         self._count = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._signing: dict[int, asyncio.Task[None]] = {}
-        """Where a slow signer signs: serial numbers."""
-        self._to_sign: dict[int, CertRecord | None] = {}
+        self._signing: dict[StatusPV, asyncio.Task[None]] = {}
+        """Where a slow signer signs. A PV may be forgotten meanwhile, and another one made for the same certificate."""
+        self._to_sign: dict[StatusPV, CertRecord | None] = {}
         """What a slow signer signs next. A later change takes the place of an earlier one."""
         self._asked: dict[str, deque[StatusPV]] = {}
         """What to ask the database, by the requester's address."""
@@ -455,7 +456,7 @@ class Publisher:
             failure = error
         finally:
             pv.fetching = False
-        if failure is not None or pv.serial not in self._signing:
+        if failure is not None or pv not in self._signing:
             pv.answer_all(failure)
         if failure is not None and pv.subscriptions:
             self._refresh_at(pv, self.lifecycle.clock().timestamp() + _AGAIN_S)
@@ -482,7 +483,7 @@ class Publisher:
         if self._mine(record) is None:
             return
         pv = self._pvs.get(record.serial)
-        if pv is None or (pv.store is None and not pv.subscriptions and pv.serial not in self._signing):
+        if pv is None or (pv.store is None and not pv.subscriptions and pv not in self._signing):
             return
         if self._knows(record.serial):
             self._publish(pv, record)
@@ -508,10 +509,9 @@ class Publisher:
             now = self.lifecycle.clock()
             self._show(pv, *self.make(pv.serial, record, now, pv.signed))
             return
-        self._to_sign[pv.serial] = record
-        if pv.serial not in self._signing:
-            task = asyncio.get_running_loop().create_task(self._sign_beside(pv))
-            self._signing[pv.serial] = task
+        self._to_sign[pv] = record
+        if pv not in self._signing:
+            self._signing[pv] = asyncio.get_running_loop().create_task(self._sign_beside(pv))
 
     def _show(self, pv: StatusPV, store: list[Any], signed: Signed) -> None:
         last = pv.signed
@@ -523,38 +523,37 @@ class Publisher:
 
     async def _sign_beside(self, pv: StatusPV) -> None:
         """Have a slow signer sign what is said of a certificate, until nothing newer is to be said."""
-        serial = pv.serial
         failure: ApplianceError | None = None
         try:
-            while serial in self._to_sign:
+            while pv in self._to_sign:
                 failure = await self._sign_newest(pv)
         except ApplianceError as error:
             failure = error
         finally:
-            self._signing.pop(serial, None)
-            self._to_sign.pop(serial, None)
+            self._signing.pop(pv, None)
+            self._to_sign.pop(pv, None)
         pv.answer_all(failure)
         self.rest(pv)
 
     async def _sign_newest(self, pv: StatusPV) -> ApplianceError | None:
         serial = pv.serial
-        record = self._to_sign.pop(serial)
+        record = self._to_sign.pop(pv)
         now = self.lifecycle.clock()
         wanted = self._wanted(serial, record, now, pv.signed)
         if isinstance(wanted, _Unsigned):
             try:
                 signature = await signed_by(self._signer.signer, wanted.body)
-            except SigningError as error:
-                if serial not in self._to_sign:
+            except SigningError:
+                if pv not in self._to_sign:
                     self._go_without(pv, wanted, now.timestamp())
-                return error
-            if serial not in self._to_sign and not self.is_fresh() and not self._knows(serial):
+                return SigningError(UNREACHABLE)
+            if pv not in self._to_sign and not self.is_fresh() and not self._knows(serial):
                 # The database was lost while the token had other work. Somebody may have changed it meanwhile.
                 self._go_without(pv, wanted, now.timestamp())
                 self._untold.add(serial)
                 return CannotKnow()
             wanted = self._signed(wanted, signature)
-        if serial not in self._to_sign:
+        if pv not in self._to_sign and self._pvs.get(serial) is pv:  # otherwise it was forgotten meanwhile
             self._show(pv, self._answer(serial, record, now, wanted), wanted)
         return None
 

@@ -119,7 +119,7 @@ class _Thread:
         self.start()
         self._queue.put(_Question(job, future, loop))
         if self._database.is_server:
-            timer = loop.call_later(_SILENT_S[self._role], _expire, future, self._database.name)
+            timer = loop.call_later(_SILENT_S[self._role], _expire, future)
             future.add_done_callback(lambda _: timer.cancel())
         return future
 
@@ -169,8 +169,8 @@ class _Thread:
                 return self._answers(jobs)
             if self._database.is_server and (isinstance(error, DatabaseLost) or kind_of(error) == "lost"):
                 self._database.failed(error)
-                why = f"the certificate database cannot be reached: {reason(error)}"
-                return [(None, error if isinstance(error, DatabaseLost) else DatabaseLost(why))] * len(jobs)
+                # The log has the reason, with the server's name and its words. This goes to whoever asked.
+                return [(None, DatabaseLost("the certificate database cannot be reached"))] * len(jobs)
             if len(jobs) > 1:
                 # One of them is the cause, or the database. Each is asked alone, so that none fails because of another.
                 return [self._answers((job,))[0] for job in jobs]
@@ -188,9 +188,9 @@ class _Thread:
             self._connection = None
 
 
-def _expire(future: asyncio.Future[Any], name: str) -> None:
+def _expire(future: asyncio.Future[Any]) -> None:
     if not future.done():
-        future.set_exception(DatabaseLost(f"the certificate database {name} does not answer"))
+        future.set_exception(DatabaseLost("the certificate database does not answer"))
 
 
 def _answer(

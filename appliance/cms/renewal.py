@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from appliance.certs.san import in_certificate
 from appliance.certs.status import CertState
-from appliance.cms.model import NewCertificate, names_of, posix, san_text
+from appliance.cms.model import NewCertificate, is_renewal_due, names_of, posix, san_text
 from appliance.cms.transaction import IN_DOUBT, CertRecord
 from appliance.errors import RequestRefused
 
@@ -59,7 +59,7 @@ def judge(
     Raises:
         RequestRefused: It is a renewal that is not permitted; the text says why.
     """
-    for record in _candidates(request, live):
+    for record in _candidates(request, live, now):
         found = _by_token(request, record) if request.identity else _by_name(request, record, now)
         if found is not None:
             return found
@@ -67,18 +67,19 @@ def judge(
 
 
 def _candidates(
-    request: NewCertificate, live: Sequence[tuple[CertRecord, CertState]]
+    request: NewCertificate, live: Sequence[tuple[CertRecord, CertState]], now: datetime
 ) -> Iterator[CertRecord]:
     """Yield the certificates that the request may mean, the one that lives longest first.
 
-    One of which nobody knows whether its holder got it is not meant: it gives way to a new one (`may_supersede`).
+    One of which nobody knows whether its holder got it is not meant: for who proves that it is theirs it gives way to a new one
+    (`may_supersede`). Without a proof it stays, so a request that comes when a renewal is due renews it: that harms nobody.
     """
     found = [
         record
         for record, state in live
         if record.renew_by
         and state in RENEWABLE
-        and record.delivered != IN_DOUBT
+        and (record.delivered != IN_DOUBT or (not request.is_of(record) and is_renewal_due(record, now)))
         and bool(record.no_status) == request.no_status
         and (record.skid, record.usage, record.method, record.identity)
         == (request.skid, request.usage, request.method, request.identity)

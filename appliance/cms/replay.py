@@ -1,4 +1,6 @@
-"""Used tokens: each is accepted once, also after restarts, clock changes and a restored database.
+"""Used tokens, and proofs that come again.
+
+Each token is accepted once, also after restarts, clock changes and a restored database.
 
 They are in the database and, before a use is answered, in a file beside it, which restoring a backup does not touch. If the
 database remembers such a file and the file is missing (a backup on a new host), or lacks what the database knows, nobody
@@ -10,6 +12,7 @@ Who lost the answer asks again, perhaps at another node, with the same token, an
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable
@@ -19,13 +22,13 @@ import sqlalchemy as sa
 
 from appliance.cms.grouped import insert_missing
 from appliance.cms.inuse import is_at
-from appliance.cms.schema import known, meta, replay
+from appliance.cms.schema import audit, known, meta, replay
 from appliance.cms.store import Store
 from appliance.cms.transaction import StoreError, Transaction
 from appliance.config.files import write_private
 from appliance.errors import ApplianceError, ConfigurationError
 
-__all__ = ["StoredReplay", "TokenJournal"]
+__all__ = ["StoredReplay", "TokenJournal", "is_old_proof"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -37,8 +40,11 @@ _USE: Final = sa.text(
 _FIRST_USE: Final = sa.select(replay.c.key_id, replay.c.usage, replay.c.used_at).where(
     replay.c.issuer == sa.bindparam("by"), replay.c.token == sa.bindparam("hash")
 )
+_CREATED: Final = sa.select(audit.c.at, audit.c.record).where(
+    audit.c.serial == sa.bindparam("serial"), audit.c.action == "create"
+)
 _AGAIN_S: Final = 60
-"""For so long after its first use a token may come again from the holder of the same key, who lost the answer."""
+"""For so long after its first use a token, or a proof, may come again from the holder of the same key, who lost the answer."""
 _HEADER: Final = "pvacms tokens 1\n"
 _KEPT_S: Final = 86400
 _LARGE: Final = 1 << 20
@@ -260,24 +266,45 @@ class StoredReplay:
 
         return await self._store.submit(job)
 
-    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
-        """Whether a used token comes again soon. See `appliance.authn.jwt.replay.ReplayStore`.
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> int:
+        """Return when a used token that comes again was used first. See `appliance.authn.jwt.replay.ReplayStore`.
 
         Raises:
             StoreError: The database could not be used.
         """
 
-        def job(transaction: Transaction) -> bool:
+        def job(transaction: Transaction) -> int:
             connection = transaction.connection
             first = connection.execute(_FIRST_USE, {"by": issuer[:512], "hash": token_hash}).first()
-            return (
+            again = (
                 first is not None
                 and (first.key_id, first.usage) == (key_id, usage)
                 and abs(int(now) - first.used_at) <= _AGAIN_S
                 and int(known(connection, VOID) or 0) <= first.used_at
             )
+            return int(first.used_at) if again and first is not None else 0
 
-        return bool(key_id) and await self._store.submit(job)
+        return await self._store.submit(job) if key_id else 0
+
+
+def is_old_proof(transaction: Transaction, serial: int, made: int, at: int) -> bool:
+    """Whether a proof was made no later than the one that a certificate was requested with, and comes too late to be its repetition.
+
+    Then somebody may have recorded it. Each node remembers the proofs that it was sent; this holds at all nodes, and after a
+    restart.
+
+    Args:
+        transaction: The transaction.
+        serial: The certificate's serial number.
+        made: When the proof was made, by its maker's clock (POSIX seconds).
+        at: The present time (POSIX seconds).
+    """
+    transaction.flush()
+    created = transaction.connection.execute(_CREATED, {"serial": str(serial)}).first()
+    if created is None:
+        return False
+    first = int(json.loads(created.record).get("proof_made", 0))
+    return made < first or (made == first and abs(at - created.at) > _AGAIN_S)
 
 
 def _sweep(connection: sa.Connection, now: int) -> None:

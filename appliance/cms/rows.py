@@ -175,6 +175,8 @@ def facts_of(request: NewCertificate, row: CertRecord, *, by_admin: bool) -> dic
         "no_status": "yes" if request.no_status else "no",
         "proof": request.proof,
     }
+    if request.proof_made:
+        found["proof_made"] = str(request.proof_made)
     if row.renew_by:
         found["renew_by"] = shown_time(utc(row.renew_by))
     if request.san:

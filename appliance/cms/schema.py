@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -27,6 +28,7 @@ from appliance.errors import ConfigurationError
 
 __all__ = [
     "HEAD",
+    "LIVING",
     "audit",
     "authorities",
     "certs",
@@ -169,6 +171,14 @@ authorities: Final = Table(
 )
 """The authorities whose certificates the database has. ``chain`` and ``crossed`` are PEM; null in ``ends``: no end is set."""
 
+LIVING: Final = 37429
+"""Class of the locks that nodes hold while they live; with it goes ``nodes.number``."""
+_AT_WORK: Final = text(
+    "SELECT n.node, n.release, n.schema FROM nodes n WHERE EXISTS (SELECT 1 FROM pg_locks l "
+    "JOIN pg_database d ON d.oid = l.database WHERE d.datname = current_database() AND l.locktype = 'advisory' "
+    "AND l.classid = :living AND l.objid = n.number AND l.objsubid = 2 AND l.granted) ORDER BY n.node"
+).bindparams(living=LIVING)
+
 limits: Final = Table(
     "limits",
     MetaData(),
@@ -211,8 +221,31 @@ def migrate(connection: Connection, *, where: str) -> bool:
             found,
         )
         return False
+    working = _nodes_at_work(connection) if "nodes" in tables else []
     _upgrade(connection)
+    _check_nodes(working, known(connection, "schema_oldest"), where)
     return found is None
+
+
+def _nodes_at_work(connection: Connection) -> list[tuple[str, str, str]]:
+    """Return the nodes that hold their lock: name, release and schema version."""
+    if connection.dialect.name != "postgresql":
+        return []
+    return [(node, release, version) for node, release, version in connection.execute(_AT_WORK)]
+
+
+def _check_nodes(working: Iterable[tuple[str, str, str]], oldest: str, where: str) -> None:
+    """Refuse an upgrade of the schema, which is taken back then, if nodes that work now could not use the new one.
+
+    Raises:
+        ConfigurationError: There are such nodes.
+    """
+    behind = [f"{node!r} (pvacms {release})" for node, release, version in working if version < oldest]
+    if behind:
+        raise ConfigurationError(
+            f"the database {where} cannot be brought to the schema version {HEAD} yet: nodes of an earlier release work with it, and could "
+            f"not any more: {', '.join(behind)}; nothing was changed. Upgrade them to the release before this one first, or stop them"
+        )
 
 
 def _permits(connection: Connection, found: str) -> bool:

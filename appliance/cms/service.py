@@ -50,7 +50,7 @@ from appliance.cms.setup import (
     say,
     self_test,
 )
-from appliance.cms.signing import is_key_of, try_pin
+from appliance.cms.signing import is_key_of, trouble_of, try_pin
 from appliance.cms.store import Store
 from appliance.cms.succession import Succession
 from appliance.cms.transaction import CertRecord, Transaction
@@ -396,9 +396,9 @@ class CertificateService:
         source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         self.availability.without_database = source.without_database
         server.add_source("cms", source)
-        for each in (self.authority, *self.held.former):
-            signer = each.issuer.signer
-            self.health.others.append(lambda signer=signer: signer.trouble)  # type: ignore[misc]
+        self.health.others.append(
+            lambda: trouble_of(*(a.issuer.signer for a in (self.authority, *self.held.former)))
+        )
         self.health.others.append(lambda: self.token_journal.lost)
         self.health.files = {
             settings.authority_file: (

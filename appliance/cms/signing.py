@@ -18,8 +18,10 @@ from appliance.config.pkcs11_uri import PKCS11URI, parse_pkcs11_uri
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
 
-__all__ = ["check_key_settings", "is_key_of", "open_signer", "signed", "try_pin"]
+__all__ = ["UNREACHABLE", "check_key_settings", "is_key_of", "open_signer", "signed", "trouble_of", "try_pin"]
 
+UNREACHABLE: Final = "the authority's key cannot be reached; the service's log says why"
+"""What anybody may know of a signer's trouble. Which token it is, and what it says of its PIN, is for the log."""
 _MOST_OF_A_KEY: Final = 1 << 16
 _AT_ONCE: Final = 4
 """Signatures of a slow signer that are waited for at a time. The others wait for a thread."""
@@ -86,6 +88,19 @@ def open_signer(
     if public_key is not None and signer.public_key() != public_key:
         raise ConfigurationError("its key is not that of the certificate in ca_certificate", file=ca_key)
     return signer
+
+
+def trouble_of(present: Signer, *former: Signer) -> str:
+    """Return what anybody may know of signers that cannot be reached; empty if none is.
+
+    Args:
+        present: The authority's that issues.
+        former: Those of authorities that only sign statuses.
+    """
+    if present.trouble:
+        return UNREACHABLE
+    of_former = "a former authority's key cannot be reached; the service's log says why"
+    return of_former if any(each.trouble for each in former) else ""
 
 
 def is_key_of(signer: Signer, ca_key: str) -> bool:

@@ -515,9 +515,8 @@ class Store:
                 break
         for item in group:
             item.is_late = True
-        why_lost = f"the certificate database cannot be used: {reason(why)}; " if why else ""
-        # What is known of one that gave up before is not what is known of the others.
-        return [(None, DatabaseLost(why_lost + item.fate)) for item in group]
+        # What is known of one that gave up before is not what is known of the others. Who asked over the network learns no reason.
+        return [(None, DatabaseLost(_why_lost(why, item) + item.fate)) for item in group]
 
     def _each_alone(
         self, group: Sequence[Waiting], error: Exception, *, trial: bool, until: float
@@ -618,7 +617,7 @@ class Store:
         future: asyncio.Future[_T] = loop.create_future()
         item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial, undone=undone)
         if self.database.is_server and not patient:
-            item.timer = loop.call_later(self.wait_s, item.expire, self._why)
+            item.timer = loop.call_later(self.wait_s, item.expire)
         if not self._submitted or self._loop is not loop:
             loop.call_soon(self._send)
         self._loop = loop
@@ -629,9 +628,6 @@ class Store:
         if self._submitted:
             items, self._submitted = self._submitted, []
             self._queue.put(items)
-
-    def _why(self) -> str:
-        return f": {self.database.why}" if self.database.why else ""
 
     def run(self, job: Callable[[Transaction], _T]) -> _T:
         """Do one job now, before `start`. Raises what the job raises, StoreError, or DatabaseLost."""
@@ -786,3 +782,8 @@ class Store:
                 extra={"event": "database-recovered"},
             )
             self._failed = 0
+
+
+def _why_lost(error: BaseException | None, item: Waiting) -> str:
+    why = "" if error is None or item.future is not None else f": {reason(error)}"
+    return "" if error is None else f"the certificate database cannot be used{why}; "

@@ -5,10 +5,12 @@ Source: sd_notify(3), sd_watchdog_enabled(3).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 __all__ = ["Notifier"]
 
@@ -56,6 +58,34 @@ class Notifier:
     def ready(self, status: str = "") -> bool:
         """Tell the manager that start-up is finished."""
         return self.send("READY=1", *([f"STATUS={status}"] if status else []))
+
+    @contextlib.contextmanager
+    def starting(self, *, every_s: float = 10.0, most_s: float = 3600.0) -> Iterator[None]:
+        """Ask the manager for more time as long as a start goes on: one that waits for a database, or changes its tables, is not dead.
+
+        By a thread, because a start may block the event loop.
+
+        Args:
+            every_s: Seconds between two messages. Each asks for three times as long.
+            most_s: Seconds after which the manager's own limit holds again: a start that hangs ends some time.
+        """
+        ended = threading.Event()
+
+        def ask() -> None:
+            for _ in range(max(1, int(most_s / every_s))):
+                self.send(f"EXTEND_TIMEOUT_USEC={int(every_s * 3e6)}")
+                if ended.wait(every_s):
+                    return
+
+        thread = threading.Thread(target=ask, name="starting", daemon=True)
+        if self._socket is not None:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if self._socket is not None:
+                thread.join()
 
     def status(self, text: str) -> bool:
         """Tell the manager one line for ``systemctl status``."""

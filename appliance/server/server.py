@@ -33,6 +33,8 @@ from appliance.transport.proxied import ProxiedAccept
 from appliance.transport.stream import StreamLink
 
 if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
+    from cryptography import x509
+
     from appliance.tls.context import TLSContext
 
 __all__ = ["Place", "Referral", "Server"]
@@ -395,11 +397,21 @@ class Server:
         """Whether the server answers nobody at present."""
         return self._standby
 
-    def close_peers(self, reason: ApplianceError | None = None, *, tls_only: bool = False) -> None:
-        """Close the connections of all clients, or of those that came over TLS."""
+    def close_peers(
+        self,
+        reason: ApplianceError | None = None,
+        *,
+        tls_only: bool = False,
+        certificate: x509.Certificate | None = None,
+    ) -> None:
+        """Close the connections of all clients, of those that came over TLS, or of those that were shown ``certificate``."""
         for link in list(self.peers):
-            if not tls_only or link.engine is not None:
-                link.close(reason)
+            if certificate is not None:
+                if link.engine is None or link.engine.keychain.certificate != certificate:
+                    continue
+            elif tls_only and link.engine is None:
+                continue
+            link.close(reason)
 
     # -- being found ---------------------------------------------------------------------------------
 

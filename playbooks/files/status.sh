@@ -74,6 +74,9 @@ for dropin in /etc/systemd/system/spva-keychain@*.service.d; do
         VALID | SCHEDULED_OFFLINE)
             health=OK
             [ "$state" = VALID ] || health="OK, SCHEDULED_OFFLINE"
+            # Under the name of a former authority the service tells which one is present.
+            present=$("$bin/pvxget" -w 5 --json "$EPICS_PVA_CERT_PV_PREFIX:ROOT:${id%%:*}" 2>/dev/null | sed -n 's/.*"issuer": *"\([0-9a-f]\{8\}\)".*/\1/p')
+            [ "${present:-${id%%:*}}" = "${id%%:*}" ] || health="$health, of the former authority ${id%%:*} ($present is the present one)"
             if systemctl --quiet is-failed "$keeper.service"; then
                 health="$state, but its renewal has failed, see journalctl -u $keeper"
             elif ! systemctl --quiet is-active "$needed"; then

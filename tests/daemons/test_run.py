@@ -31,6 +31,7 @@ class Manager:
         process = subprocess.Popen(
             [sys.executable, "-c", source.replace("GRACE", str(environ.pop("grace", 10)))],
             env=os.environ | {"NOTIFY_SOCKET": self.address} | environ,
+            stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -223,6 +224,36 @@ def test_without_a_service_manager_nothing_is_sent_and_all_works():
     assert not notifier.ready()
     assert notifier.watchdog_s is None
     notifier.close()
+
+
+def test_a_start_that_takes_long_asks_for_more_time_until_it_has_ended(manager):
+    process = manager.start("""
+        async def main(daemon):
+            with daemon.notifier.starting(every_s=0.05):
+                sys.stdin.readline()
+            daemon.ready()
+    """)
+    for _ in range(3):
+        assert manager.message() == ["EXTEND_TIMEOUT_USEC=150000"]
+    process.stdin.write("\n")
+    process.stdin.flush()
+    manager.until("READY=1")
+    assert finished(process)[0] == 0
+
+
+def test_a_start_that_hangs_asks_for_more_time_no_longer_than_an_hour(manager):
+    process = manager.start("""
+        async def main(daemon):
+            with daemon.notifier.starting(every_s=0.02, most_s=0.06):
+                sys.stdin.readline()
+            daemon.ready()
+    """)
+    for _ in range(3):
+        assert manager.message() == ["EXTEND_TIMEOUT_USEC=60000"]
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert manager.until("READY=1"), "nothing else came"
+    assert finished(process)[0] == 0
 
 
 def test_a_manager_that_is_gone_does_not_hurt(tmp_path):

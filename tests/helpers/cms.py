@@ -261,7 +261,7 @@ class Process:
                 self.issuer = found[1]
         return self
 
-    def log_line(self, pattern: str, limit_s: float = 30.0) -> str:
+    def log_line(self, pattern: str, limit_s: float = 60.0) -> str:
         """Wait for a line of the log."""
         end = time.monotonic() + limit_s
         for line in self.log:
@@ -275,7 +275,7 @@ class Process:
             if re.search(pattern, line):
                 return line
 
-    def wait(self, limit_s: float = 30.0) -> tuple[int, str, str]:
+    def wait(self, limit_s: float = 60.0) -> tuple[int, str, str]:
         """Wait for its end: status, standard output, standard error."""
         status = self.process.wait(limit_s)
         for source, target in ((self._out, self.lines), (self._err, self.log)):

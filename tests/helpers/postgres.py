@@ -29,6 +29,7 @@ ACCOUNT = "postgres"
 PASSWORD = "correct horse"
 """Of the role ``pvacms``, which has to give it on a TCP port."""
 HBA = """local all all trust
+local replication all trust
 host all pvacms 127.0.0.1/32 scram-sha-256
 host all all 127.0.0.1/32 trust
 """
@@ -125,7 +126,8 @@ class Server:
         assert self._started(port), self.text
         if not self.port:
             self.port = port
-            self.sql(f"CREATE ROLE pvacms LOGIN CREATEDB PASSWORD '{PASSWORD}'")
+            if not (self.data / "standby.signal").exists():
+                self.sql(f"CREATE ROLE pvacms LOGIN CREATEDB PASSWORD '{PASSWORD}'")
         return self
 
     @property
@@ -149,7 +151,7 @@ class Server:
         assert pipe is not None
         for line in pipe:
             self.log.append(line)
-            if "database system is ready to accept connections" in line:
+            if "database system is ready to accept" in line:  # a standby: read-only connections
                 threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
                 return True
         pipe.close()
@@ -216,6 +218,20 @@ class Server:
         return psycopg.connect(
             host=str(self.directory), port=self.port, user="postgres", dbname=database, autocommit=True
         )
+
+    def standby(self, *settings: str) -> Server:
+        """A server that follows this one, by a stream. It has not been started."""
+        made = Server(*settings, fast=False)
+        shutil.rmtree(made.data)
+        where = f"host={self.directory} port={self.port} user=postgres"
+        run_as_owner(
+            binaries() / "pg_basebackup", "-d", where, "-D", made.data, "-R", "-X", "stream", "-c", "fast"
+        )
+        return made
+
+    def promote(self) -> None:
+        """Make a standby a primary."""
+        self.sql("SELECT pg_promote(true, 60)")
 
     def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run a statement as the superuser."""

@@ -37,6 +37,10 @@ class Proxy:
         """Pass on again."""
         self._is_cut = False
 
+    def lead_to(self, port: int) -> None:
+        """Pass new connections on to another server: what a name does that means another host now."""
+        self._target = port
+
     def _end_all(self) -> None:
         with self._lock:
             pairs, self._pairs = self._pairs, []

@@ -40,6 +40,6 @@ class MemoryReplayStore:
         heapq.heappush(self._by_end, (until, token))
         return True
 
-    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> int:
         """Know nothing of keys: nobody repeats a use."""
-        return False
+        return 0

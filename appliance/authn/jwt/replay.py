@@ -39,10 +39,13 @@ class ReplayStore(Protocol):
         """
         ...
 
-    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> bool:
-        """Whether a used token comes again soon, from the holder of the same key and for the same usage.
+    async def repeats(self, issuer: str, token_hash: str, now: float, *, key_id: str, usage: str) -> int:
+        """Return when a used token was used first, if it comes again soon from the holder of the same key and for the same usage.
 
         Its holder may have lost the answer. Who asks this has to see to it that it did.
+
+        Returns:
+            POSIX seconds; 0 if it does not come again in this way.
 
         Args:
             issuer: The token's issuer.

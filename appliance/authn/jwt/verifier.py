@@ -225,7 +225,7 @@ class JWTVerifier:
         await trusted.authenticate(token)
         issuer = claims.issuer or settings.name
         connection = peer if is_tls else ""
-        again = await self._use_once(
+        again, first_use = await self._use_once(
             issuer, claims, now, settings.leeway_s, usage=usage, connection=connection, key_id=key_id
         )
         if again:
@@ -245,7 +245,7 @@ class JWTVerifier:
             audit={**facts, "iss": tokens.clean(issuer)},
             renew_by=renew_by,
             san=proved,
-            repeated=again == _REPEATED,
+            repeated=first_use,
         )
 
     def _choose(self, issuer: str | None) -> _Trusted:
@@ -283,26 +283,28 @@ class JWTVerifier:
         usage: str,
         connection: str,
         key_id: str,
-    ) -> str:
-        """Record the use of a token; return how it belongs to the use before it, in a word for the audit; empty: it does not.
+    ) -> tuple[str, int]:
+        """Record the use of a token.
+
+        Returns:
+            How it belongs to the use before it, in a word for the audit, empty if it does not; and when that was, if the same key
+            repeats it (POSIX seconds).
 
         Raises:
             TokenRefused: The token was used before.
         """
         if claims.token_id is None:
-            return ""
+            return "", 0
         name = (issuer, tokens.hash_id(claims.token_id))
         if self._same_use.continues(name, connection, usage):
-            return "same_use"
+            return "same_use", 0
         until = float(claims.expires + leeway)
         issued = claims.issued_at if claims.issued_at is not None else claims.not_before
         try:
             is_first = await self._replay.use(*name, until, now, issued, key_id=key_id, usage=usage) is True
-            repeats = (
-                not is_first
-                and bool(key_id)
-                and await self._replay.repeats(*name, now, key_id=key_id, usage=usage) is True
-            )
+            first_use = 0
+            if not is_first and key_id:
+                first_use = await self._replay.repeats(*name, now, key_id=key_id, usage=usage)
         except TokenRefused:
             raise
         except ApplianceError as error:
@@ -310,12 +312,12 @@ class JWTVerifier:
                 "use_unknown",
                 f"whether the token was used before cannot be known at the moment: {error}; retry in 5 s",
             ) from error
-        if repeats:
-            return _REPEATED
+        if first_use:
+            return _REPEATED, first_use
         if not is_first:
             raise TokenRefused("replayed", USED_BEFORE)
         self._same_use.begin(name, connection, usage)
-        return ""
+        return "", 0
 
 
 class _SameUse:

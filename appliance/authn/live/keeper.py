@@ -31,6 +31,7 @@ from appliance.authn.live.plan import (
 )
 from appliance.authn.requester import Existing, NotHeldError, Requester
 from appliance.authn.sending import LIMITED, Line
+from appliance.authn.waiting import keeps_its_place
 from appliance.certmon.status_source import Following, StatusSource, reference
 from appliance.certs.keychain import Keychain
 from appliance.certs.status import CertState, format_date
@@ -408,9 +409,13 @@ class Keeper:
             requester.refuse_unreadable(existing)
             make, subject = prepared.request(requester)
             requester.check_identity(existing, subject)
-            outcome = await requester.obtain(
-                make, existing, subject=subject, line=line, new_key=kept.new_key, any_name=True
-            )
+            outcome = await requester.take_waiting(existing)
+            sent = outcome is None
+            if outcome is None:
+                outcome = await requester.obtain(
+                    make, existing, subject=subject, line=line, new_key=kept.new_key, any_name=True,
+                    beside=not before.forgotten and keeps_its_place(before.state),
+                )  # fmt: skip
         except ApplianceError as error:
             kind, wait_s = _kind(error)
             kept.new_key = kept.new_key or isinstance(error, NotHeldError)
@@ -428,7 +433,16 @@ class Keeper:
                     return
             self._failed(kept, kind, str(error), wait_s=wait_s)
             return
-        prepared.answered()
+        if sent:
+            prepared.answered()
+        if outcome.action == "waiting":
+            self._failed(
+                kept,
+                Failure.REFUSED,
+                f"the new certificate {outcome.cert_id} waits for approval (pvxcert --approve {outcome.cert_id}); until then the "
+                "keychain keeps the one that it has",
+            )
+            return
         if outcome.action == "created":
             self._look(kept)
             now = self._now()

@@ -27,7 +27,7 @@ from appliance.errors import ApplianceError
 
 HERE = Path("/run/verify")
 IN_FLIGHT = 16
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 
 def config(*addresses: str):
@@ -62,7 +62,7 @@ class Client:
             context = self.context
             try:
                 argument = request_value("CERT:CREATE", request(name, key))
-                return read_reply(await context.rpc("CERT:CREATE", argument, timeout=6))
+                return read_reply(await context.rpc("CERT:CREATE", argument, timeout=60))
             except ApplianceError as error:
                 tries.append(str(error))
                 if time.monotonic() > end:

@@ -9,11 +9,12 @@ from typing import Any
 from appliance.authn.jwt.config import JWTConfig
 from appliance.certs.status import CertState
 from appliance.config.duration import Duration
-from tests.daemons.authn.test_daemon import environment, free_udp_port, there, token
+from tests.daemons.authn.test_daemon import environment, there, token
 from tests.helpers.authorization_server import authorization_server
 from tests.helpers.cms import Clock
 from tests.helpers.daemons import Reporting
 from tests.helpers.keepers import ticking
+from tests.helpers.ports import free_port
 from tests.helpers.tokens import jwks_issuer
 from tests.helpers.tokens import running as running_idp
 
@@ -38,7 +39,7 @@ async def test_a_program_that_prints_tokens_renews_by_itself(tmp_path: Path) -> 
                 home,
                 "appliance.cli.authnjwt",
                 *("-D", "--no-config-pv", "--token-command", f"cat '{file}'", "--key-algorithm", "ec-p256"),
-                **environment(service, home, free_udp_port()),
+                **environment(service, home, free_port()),
             ) as daemon:
                 await daemon.until(lambda text: text.startswith("READY") and ": VALID, renew by " in text)
                 keychain, before = there(home / "client.p12"), (home / "client.p12").stat()
@@ -86,7 +87,7 @@ async def test_a_client_of_an_identity_provider_renews_by_itself(tmp_path: Path)
                 home,
                 "appliance.cli.authnjwt",
                 *("-D", "--no-config-pv", "--oauth", settings, "--key-algorithm", "ec-p256"),
-                **environment(service, home, free_udp_port()),
+                **environment(service, home, free_port()),
             ) as daemon:
                 await daemon.until(lambda text: text.startswith("READY") and ": VALID, renew by " in text)
                 before = (home / "client.p12").stat()

@@ -8,8 +8,8 @@ import sqlite3
 import pytest
 
 from appliance.certs.profiles import generate_key
-from appliance.errors import ApplianceError
-from tests.helpers.cms import Process, ccr, client
+from appliance.errors import ApplianceError, RemoteError
+from tests.helpers.cms import Process, ccr, client, pem
 
 OPEN = "--certs-dont-require-approval"
 DIES_WHEN_RENEWED = """
@@ -104,3 +104,35 @@ async def test_a_renewal_that_nobody_was_told_of_is_true_after_the_restart(tmp_p
         ("renew", "VALID"),
         ("renew", "VALID"),
     ]
+
+
+NEVER_MARKS = """
+import sys
+from appliance.cms.daemon import main
+from appliance.cms.lifecycle import Lifecycle
+
+Lifecycle.delivered = lambda self, serial: None
+sys.exit(main())
+"""
+
+
+async def test_after_a_kill_only_its_holder_ends_a_certificate_that_may_have_been_delivered(tmp_path):
+    """Its public key is in every handshake. No approval is needed, so a stranger could have the same name otherwise."""
+    key = generate_key("ec-p256")
+    with Process(tmp_path, OPEN, program=("-c", NEVER_MARKS)) as process:
+        process.ready()
+        async with client(process.tcp_port) as holder:
+            first = await holder.rpc("CERT:CREATE", ccr("operator", key=key))
+        process.process.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(process.process.wait, 60)
+    with Process(tmp_path, OPEN) as again:
+        again.ready()
+        async with client(again.tcp_port) as context:
+            with pytest.raises(RemoteError, match="may have reached nobody"):
+                await context.rpc("CERT:CREATE", ccr("operator", pub_key=pem(key)))
+            assert (await context.get(first["status_pv"]))["state"] == "VALID"
+            second = await context.rpc("CERT:CREATE", ccr("operator", key=key))
+            assert second["state"] == "VALID"
+            assert second["serial"] != first["serial"]
+            assert (await context.get(first["status_pv"]))["state"] == "REVOKED"
+        assert again.stop()[0] == 0

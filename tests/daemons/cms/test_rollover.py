@@ -26,6 +26,7 @@ from tests.helpers.cms import (
     Clock,
     admin_keychain,
     ccr,
+    database,
     effective,
     keychain_of,
     plain,
@@ -242,10 +243,14 @@ async def test_the_old_authority_ends_at_its_date(tmp_path, caplog):
         assert service.names.former == (), "at the next start it is left out"
 
 
-async def test_an_authority_that_was_not_introduced_does_not_get_the_database(tmp_path):
+@pytest.mark.parametrize("has_certificates", [True, False], ids=["with-certificates", "without"])
+async def test_an_authority_that_was_not_introduced_does_not_get_the_database(tmp_path, has_certificates):
     async with running(tmp_path, **OPEN) as service, plain(service) as context:
         await issued(context, "alice")
         old = service.authority
+    if not has_certificates:
+        with database(tmp_path) as db:
+            db.execute("DELETE FROM certs")
     stranger = pki.Authority("Another Root")
     path = pki.write_keychain(tmp_path / "other.p12", make_keychain(stranger.key, [stranger.certificate]))
     other = effective(tmp_path, cert_auth_tls_keychain=FilePath(path))

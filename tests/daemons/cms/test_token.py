@@ -144,6 +144,7 @@ async def test_without_its_token_it_refuses_requests_serves_statuses_and_is_not_
         health = await anyone.get("CERT:HEALTH")
         assert health["value.index"] == 0
         assert "the authority's key cannot be reached" in health["alarm.message"]
+        assert "pkcs11:" not in health["alarm.message"], "anybody reads it"
         assert bytes((await anyone.get(reply["status_pv"]))["ocsp_response"]) == before
         token.plug_in()
         await until_it_works(service)
@@ -195,7 +196,8 @@ async def test_a_reload_tries_the_pin_that_an_administrator_has_corrected(token,
             while "the PIN is wrong" not in signer.trouble:
                 await asyncio.sleep(0.01)
         await service.health.check()
-        assert "the PIN is wrong" in (await anyone.get("CERT:HEALTH"))["alarm.message"]
+        health = await anyone.get("CERT:HEALTH")
+        assert health["alarm.message"] == "the authority's key cannot be reached; the service's log says why"
         await service.reload(effective(tmp_path, **settings))
         assert signer.trouble == ""
         assert (await anyone.rpc("CERT:CREATE", ccr("second")))["state"] == "VALID"
@@ -262,8 +264,9 @@ async def test_a_revocation_while_the_token_is_gone_ends_what_was_said_before(to
         token.unplug()
         await admin.put(reply["status_pv"], {"state": "REVOKED"})
         await signed_beside(service)
-        with pytest.raises(RemoteError, match="the authority's key cannot be reached"):
+        with pytest.raises(RemoteError, match="the authority's key cannot be reached") as told:
             await anyone.get(reply["status_pv"])
+        assert "pkcs11:" not in str(told.value), "anybody may ask"
         token.plug_in()
         await until_it_works(service)
         status = await anyone.get(reply["status_pv"])
@@ -321,13 +324,51 @@ async def test_a_change_while_the_token_signs_is_what_is_told(token, tmp_path):
         asking = asyncio.ensure_future(anyone.get(reply["status_pv"]))
         async with asyncio.timeout(60):
             publisher = service.publisher
-            while reply["serial"] not in publisher._signing or reply["serial"] in publisher._to_sign:
+            while (
+                not (pv := publisher._pvs.get(reply["serial"]))
+                or pv not in publisher._signing
+                or pv in publisher._to_sign
+            ):
                 await asyncio.sleep(0.01)
         # What an administrator puts waits for the PV's answer itself; another node's word does not.
         await service.lifecycle.revoke(reply["serial"], Actor("test", "test", "127.0.0.1:1"))
-        assert publisher._to_sign[reply["serial"]].state is CertState.REVOKED
+        assert publisher._to_sign[pv].state is CertState.REVOKED
         free.set()
         assert (await asking)["state"] == "REVOKED"
+        stuck.join()
+
+
+async def test_a_status_that_is_forgotten_while_the_token_signs_and_asked_again_is_answered(
+    token, tmp_path, monkeypatch
+):
+    token.store(BELOW.key)
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    monkeypatch.setattr("appliance.cms.publisher._KEPT", 1)
+    async with running(tmp_path, **settings_of(token, tmp_path)) as service:
+        async with plain(service) as anyone:
+            reply = await anyone.rpc("CERT:CREATE", ccr())
+        publisher, serial = service.publisher, reply["serial"]
+        signer, free = service.authority.issuer.signer, threading.Event()
+        stuck = threading.Thread(target=signer._library.call, args=(free.wait, 60), daemon=True)
+        stuck.start()
+        async with asyncio.timeout(60):
+            async with plain(service) as gone:
+                asking = asyncio.ensure_future(gone.get(reply["status_pv"]))
+                while not (first := publisher._pvs.get(serial)) or first not in publisher._signing:
+                    await asyncio.sleep(0.01)
+                asking.cancel()
+            publisher.pv(1)  # takes the only place of those that are kept
+            while publisher._pvs.get(serial) is first:
+                await asyncio.sleep(0.01)
+            async with plain(service) as anyone:
+                asking = asyncio.ensure_future(anyone.get(reply["status_pv"]))
+                while publisher._pvs.get(serial) is None or not publisher._pvs[serial].waiting:
+                    await asyncio.sleep(0.01)
+                free.set()
+                assert (await asking)["state"] == "VALID"
+            await signed_beside(service)
+        assert first.store is None, "nobody can ask it any more"
+        assert len(service.lifecycle.memory.watched) == 1
         stuck.join()
 
 
@@ -420,7 +461,8 @@ async def test_a_reload_tries_the_pin_of_a_former_authoritys_token_too(token, tm
             while "the PIN is wrong" not in signer.trouble:
                 await asyncio.sleep(0.01)
         await service.health.check()
-        assert "the PIN is wrong" in (await anyone.get("CERT:HEALTH"))["alarm.message"]
+        said = (await anyone.get("CERT:HEALTH"))["alarm.message"]
+        assert said == "a former authority's key cannot be reached; the service's log says why"
         await service.reload(effective(tmp_path, **after(PIN)))
         assert signer.trouble == ""
         assert (await anyone.get(alice["status_pv"]))["state"] == "VALID"

@@ -201,7 +201,7 @@ async def test_a_service_that_has_moved_is_found_again(tmp_path: Path) -> None:
 
 
 async def test_of_several_nodes_that_are_named_another_one_is_used_when_one_is_gone(tmp_path: Path) -> None:
-    ports = [free_port(socket.SOCK_STREAM) for _ in range(2)]
+    ports = [free_port() for _ in range(2)]
     options = with_relay(service=[f"pvas://{HOST}:{port}" for port in ports])
     tls = None
     async with gateway_to(client={"pva": {"name_servers": f"{HOST}:1"}}, **options) as gateway:

@@ -1,5 +1,9 @@
 """How a database server is named, reached and shown."""
 
+import socket
+import struct
+import threading
+
 import pytest
 import sqlalchemy as sa
 
@@ -95,3 +99,63 @@ def test_a_copy_to_a_server_that_need_not_prove_itself_is_a_warning(monkeypatch,
     for mode, warns in (("disable", True), ("verify-full", False)):
         commands._copy("certs.db", f"postgresql+psycopg://cms@db.lab/cms?sslmode={mode}", Login())
         assert ("sslmode=disable lets whoever is on the way" in capsys.readouterr().err) is warns
+
+
+def asks_for_the_password():
+    """A server that says that it wants the password as it is, and gives what the client then sends."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    given = []
+
+    def serve():
+        while True:
+            try:
+                peer, _ = listening.accept()
+            except OSError:
+                return
+            with peer, peer.makefile("rb") as stream:
+                length, code = struct.unpack("!ii", stream.read(8))
+                while code in (80877103, 80877104):  # TLS, GSSAPI
+                    peer.sendall(b"N")
+                    length, code = struct.unpack("!ii", stream.read(8))
+                stream.read(length - 8)
+                peer.sendall(b"R" + struct.pack("!ii", 8, 3))
+                given.append(stream.read())
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return listening, thread, given
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_password_is_not_given_to_whoever_has_opened_the_port_of_a_server_on_this_host(host):
+    listening, thread, given = asks_for_the_password()
+    port = listening.getsockname()[1]
+    with pytest.raises(DatabaseLost, match=r"given by SCRAM only: have pg_hba.conf ask for scram-sha-256"):
+        Database(
+            f"postgresql+psycopg://cms@{host}:{port}/cms?hostaddr=127.0.0.1", Login(Secret("geheim"))
+        ).connect("writer")
+    listening.shutdown(socket.SHUT_RDWR)
+    listening.close()
+    thread.join(60)
+    assert given == [b""]
+
+
+@pytest.mark.parametrize(
+    ("place", "by_scram"),
+    [
+        ("cms@localhost/cms", True),
+        ("cms@db.lab/cms", False),
+        ("cms@db.lab/cms?sslmode=require", True),
+        ("cms@/cms?host=/run/postgresql", False),
+        ("cms@/cms", False),
+        ("cms@localhost/cms?sslmode=verify-full", False),
+        ("cms@localhost/cms?require_auth=md5", False),
+    ],
+)
+def test_without_proof_of_the_server_a_password_is_given_by_scram_unless_the_url_says_otherwise(
+    connected, place, by_scram
+):
+    reach(f"postgresql+psycopg://{place}", Login(Secret("geheim")))
+    assert (connected.get("require_auth") == "scram-sha-256") is by_scram
+    reach(f"postgresql+psycopg://{place}")
+    assert connected.get("require_auth") in (None, "md5"), "no password, nothing to hide"

@@ -117,12 +117,83 @@ async def test_a_repeated_token_counts_only_if_its_answer_was_lost(nodes):
     await nodes.lives["a"].settle()
     assert await nodes.states() == {1: CertState.VALID}
     with pytest.raises(RequestRefused, match="the token was used before"):
-        await nodes.create("b", asked(2, **TOKEN, repeated=True))
-    never_recorded = asked(3, **TOKEN, repeated=True, subject={"CN": "bob", "O": "lab", "OU": "", "C": ""})
+        await nodes.create("b", asked(2, **TOKEN, repeated=int(NOW.timestamp())))
+    never_recorded = asked(
+        3, **TOKEN, repeated=int(NOW.timestamp()), subject={"CN": "bob", "O": "lab", "OU": "", "C": ""}
+    )
     assert (await nodes.create("b", never_recorded)).serial == 3
     nodes.alive.clear()
     assert (await nodes.create("a", never_recorded._replace(serial=4))).serial == 4
     assert await nodes.states() == {1: CertState.VALID}
+
+
+async def test_a_repeated_token_that_brought_nothing_is_accepted_though_its_holder_has_an_older_certificate(
+    nodes,
+):
+    await nodes.create("a", asked(1, **TOKEN))
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    assert await nodes.states() == {1: CertState.VALID}
+    nodes.clock.advance(hours=1)
+    # The next token was used, and the node ended before it recorded anything else.
+    used = int(nodes.clock().timestamp())
+    nodes.clock.advance(seconds=5)
+    longer = NOW + timedelta(days=40)
+    await nodes.create("b", asked(2, **TOKEN, repeated=used, not_after=longer, renew_by=longer))
+    assert await nodes.states() == {1: CertState.VALID, 2: CertState.VALID}
+    nodes.lives["b"].delivered(2)
+    await nodes.lives["b"].settle()
+    await nodes.states()
+    with pytest.raises(RequestRefused, match="the token was used before"):
+        await nodes.create("a", asked(3, **TOKEN, repeated=used, not_after=longer, renew_by=longer))
+
+
+async def test_a_repeated_token_that_renewed_a_certificate_renews_nothing_else(nodes):
+    await nodes.create("a", asked(1, **TOKEN))
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    assert await nodes.states() == {1: CertState.VALID}
+    nodes.clock.advance(minutes=30)
+    used = int(nodes.clock().timestamp())
+    later = asked(2, **TOKEN, renew_by=NOW + timedelta(hours=2))
+    assert (await nodes.create("a", later)).serial == 1
+    with pytest.raises(RequestRefused, match="the token was used before"):
+        await nodes.create("b", later._replace(serial=3, repeated=used))
+
+
+async def test_a_recorded_request_ends_nothing_at_another_node(nodes):
+    """Who has seen a request on its way sends it again, to a node that has never seen it."""
+    made = int(NOW.timestamp())
+    first = asked(1, proof_made=made)
+    await nodes.create("a", first)
+    nodes.alive.clear()  # nobody knows whether the holder has it
+    nodes.clock.advance(seconds=61)
+    for old in (made, made - 30):
+        with pytest.raises(RequestRefused, match="does not prove that the certificate is yours"):
+            await nodes.create("b", asked(2, proof_made=old, approval_needed=True))
+    assert await nodes.states() == {1: CertState.VALID}
+    assert (await nodes.create("b", asked(3, proof_made=made + 50))).serial == 3
+    assert await nodes.states() == {1: CertState.REVOKED, 3: CertState.VALID}
+
+
+async def test_a_recorded_request_does_not_take_the_place_of_one_that_waits_for_approval(nodes):
+    made = int(NOW.timestamp())
+    first = asked(1, proof_made=made, approval_needed=True)
+    await nodes.create("a", first)
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    nodes.clock.advance(seconds=61)
+    with pytest.raises(RequestRefused, match="an administrator has to approve or deny it"):
+        await nodes.create("b", first._replace(serial=2))
+    assert (await nodes.create("b", first._replace(serial=3, proof_made=made + 1))).serial == 3
+
+
+async def test_the_same_request_counts_for_a_minute_for_its_answer_may_be_lost(nodes):
+    first = asked(1, proof_made=int(NOW.timestamp()) - 5)
+    await nodes.create("a", first)
+    nodes.alive.clear()
+    nodes.clock.advance(seconds=59)
+    assert (await nodes.create("b", first._replace(serial=2))).serial == 2
 
 
 async def test_an_answered_request_is_renewed_at_another_node_without_a_second_certificate(nodes):

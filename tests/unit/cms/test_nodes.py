@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from appliance.cms import nodes as module
+from appliance.cms import schema
 from appliance.cms.dialect import Login
 from appliance.cms.nodes import Nodes, members
 from appliance.cms.store import Store
@@ -150,3 +151,34 @@ def test_the_nodes_are_known_inside_a_job_too(site):
 def test_the_offset_of_the_clocks_is_measured(site):
     a = site.node("a")
     assert abs(a.clock_offset_s) < 30, "both are this machine's clock"
+
+
+CONTRACTS = """
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "0005", "0004", None, None
+
+
+def upgrade():
+    op.execute("UPDATE meta SET value = '0005' WHERE key = 'schema_oldest'")
+    op.drop_column("certs", "came_from")
+"""
+
+
+def test_what_nodes_that_work_still_need_is_not_dropped(site, monkeypatch, tmp_path):
+    """A release that drops something says with ``schema_oldest`` which programs can go on."""
+    node = site.node("a")
+    (tmp_path / "0005_contract.py").write_text(CONTRACTS)
+    monkeypatch.setattr(schema, "HEAD", "0005")
+    monkeypatch.setattr(schema, "VERSIONS", [str(tmp_path)])
+    later = Store(site.where, "01234567", login=Login(node="b"), wait_s=30.0)
+    with pytest.raises(ConfigurationError, match=r"nodes of an earlier release work with it.*'a' \(pvacms "):
+        later.open()
+    with raw(site.where) as rows:
+        assert rows.execute("SELECT version_num FROM alembic_version").fetchone() == ("0004",)
+        rows.execute("SELECT came_from FROM certs")
+    site.end(node)
+    later.open()
+    later.close()
+    with raw(site.where) as rows:
+        assert rows.execute("SELECT version_num FROM alembic_version").fetchone() == ("0005",)

@@ -281,10 +281,13 @@ def test_an_approval_of_some_hours_is_inherited_with_these_hours_only(asked, had
         (std(skid="bb", proved=True, approval_needed=False), VALID, False),
         (std(skid="bb", proved=False, inherit_unproven=True), VALID, False),
         (std(skid="bb", proved=False, approval_needed=False), DUE, False),
-        (std(skid="aa", proved=False, approval_needed=False), VALID, True),
+        (std(skid="aa", proved=False, approval_needed=False), VALID, False),
+        (std(skid="aa", proved=False, inherit_unproven=True), VALID, False),
         (std(skid="aa", proved=True), VALID, True),
         (std(skid="bb", proved=False, peer_serial=7), VALID, True),
-        (std(skid="bb", proved=False), CertState.PENDING_APPROVAL, True),
+        (std(skid="bb", proved=False), CertState.PENDING_APPROVAL, False),
+        (std(skid="aa", proved=False), CertState.PENDING_APPROVAL, False),
+        (std(skid="aa", proved=True), CertState.PENDING_APPROVAL, True),
     ],
 )
 def test_a_stranger_does_not_end_a_certificate_whose_delivery_is_in_doubt(asked, state, gives_way):
