@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["show_health", "show_metrics"]
 
 _WIDE = 32
+_MOST_MEMBERS = 64
+"""Nodes that are shown. A service has a few."""
 _MORE = (
     ("ccrs_refused", "Requests Refused"),
     ("ccrs_rate_limited", "Requests Rate Limited"),
@@ -27,11 +29,13 @@ _MORE = (
     ("certs_scheduled_offline", "Offline By Schedule"),
     ("audit_seq", "Audit Records"),
     ("audit_verified_seq", "Audit Records Checked"),
+    ("certs_checked", "Certificates Checked"),
     ("status_signed", "Status Answers Signed"),
     ("db_commits", "Database Commits"),
     ("certs_watched", "Certificates Watched"),
     ("feed_lag_ms", "Database Seen Before (ms)"),
     ("db_reconnects", "Database Found Again"),
+    ("cluster_members", "Cluster Members"),
     ("certs_former", "Of Former Authorities"),
     ("certs_ending", "Ending In 30 Days"),
 )
@@ -57,6 +61,7 @@ async def show_health(
             **{field: value.get(field) is True for field in ("db_ok", "ca_valid", "cluster_mode")},
             **{field: _number(value, field) for field in ("uptime_secs", "cert_count", "cluster_members")},
             last_check=_text(value, "last_check"),
+            members=_members(value),
         )
     else:
         print("\n".join(_health_lines(value, ok=ok)), flush=True)
@@ -79,7 +84,40 @@ def _health_lines(value: Any, *, ok: bool) -> list[str]:
         ("Cluster Members", str(_number(value, "cluster_members"))),
         ("Last Check", _date(_text(value, "last_check"))),
     ]
-    return ["", "PVACMS Health", "=" * 44, *(_line(label, text) for label, text in rows), "-" * 44]
+    shown = [_line(label, text) for label, text in rows]
+    members = _members(value)
+    if members:
+        shown.append("  Members")
+        shown += [
+            _line(one_line(str(member["name"] or member["node_id"])), _of_member(member), 4)
+            for member in members
+        ]
+    return ["", "PVACMS Health", "=" * 44, *shown, "-" * 44]
+
+
+def _members(value: Any) -> list[dict[str, Any]]:
+    """Return the nodes that share the database, of a service that names them."""
+    found = value.get("members")
+    members = []
+    for each in found if isinstance(found, list) else ():
+        if each is None:
+            continue
+        release = ".".join(str(_number(each, f"version_{part}")) for part in ("major", "minor", "patch"))
+        members.append(
+            {
+                "name": _text(each, "name"),
+                "node_id": _text(each, "node_id"),
+                "version": release,
+                "connected": each.get("connected") is True,
+                "last_seen": _text(each, "last_seen"),
+            }
+        )
+    return members[:_MOST_MEMBERS]
+
+
+def _of_member(member: dict[str, Any]) -> str:
+    state = "connected" if member["connected"] else f"not connected since {_date(member['last_seen'])}"
+    return f"{member['node_id'] or 'starting'}, {member['version']}, {state}"
 
 
 async def show_metrics(

@@ -48,6 +48,8 @@ _FLAGS = {
     "expires_before": "--expires-before",
 }
 """Queries that services know since they have pages, with the options that ask them."""
+_NOBODY = "no server answered the search"
+"""What a time-out says if the PV was not found; otherwise it says why its server cannot be used."""
 _OVER = frozenset({"EXPIRED", "REVOKED"})
 _DATES = ("not_before", "not_after", "status_date", "created", "renew_by")
 """Columns that are times: POSIX seconds on the wire, 0 for none."""
@@ -280,9 +282,10 @@ async def list_certificates(
     timeout: float,
 ) -> int:
     """Ask the PV ``name`` and print what comes, page by page; return the exit status."""
-    from appliance.errors import OperationTimeoutError
+    from appliance.errors import AccessDeniedError, OperationTimeoutError
 
     printed = 0
+    is_whole = False
     out = Output(json=True) if as_json else None
     table = Table()
     try:
@@ -294,12 +297,23 @@ async def list_certificates(
                     continue
                 for row in rows:
                     out.object(**{key: _iso(value) if key in _DATES else value for key, value in row.items()})
+        is_whole = True
+    except BrokenPipeError:
+        is_whole = True  # whoever reads it has had enough
+        raise
+    except AccessDeniedError as error:
+        raise AccessDeniedError(
+            f"{error}. Only the administrators that the service's access security file names may list its certificates"
+        ) from error
     except OperationTimeoutError as error:
-        if "no server answered the search" not in str(error):
-            raise  # a service that has the list, and refuses it, has said why
+        if printed or _NOBODY not in str(error):
+            raise
         raise OperationTimeoutError(
             f"{error}. Not every certificate service has a list of its certificates"
         ) from error
+    finally:
+        if printed and not is_whole:
+            complain(f"The list is not complete: it ends after {printed} certificates")
     if not printed and not as_json:
         complain("no certificates")
     return EXPIRING if printed and filters.expiring is not None else OK
@@ -312,8 +326,9 @@ async def _pages(
     from appliance.errors import RemoteError
 
     place, left = "", filters.limit
+    found, total = 0, ""
     while True:
-        query = filters.query(left)
+        query = filters.query(left or (_PAGE - found if found and not filters.everything else 0))
         if place:
             query["after"] = place
         table = await context.rpc(name, query, timeout=timeout)
@@ -326,20 +341,30 @@ async def _pages(
         if left:
             rows = rows[:left]
             left -= len(rows)
+        found += len(rows)
+        total = total or _total(table)
         former, place = place, str(table["next"]) if "next" in table else ""
         if place and place == former:
             raise RemoteError(f"{name}: the service answers the same page again and again")
         is_done = bool(filters.limit) and not left
-        if is_done or not (place and filters.everything):
+        # A page may be short, because the service looks at so many certificates for it and no more.
+        if is_done or not (place and (filters.everything or found < _PAGE)):
             yield rows, False
             if is_done:
                 return
             if place:
-                complain("There are more certificates; add --all to see all of them, or a filter")
+                complain(f"There are more certificates{total}; add --all to see all of them, or a filter")
             elif is_full and "next" not in table:
                 complain("Warning: this certificate service has no pages; there may be more certificates")
             return
         yield rows, True
+
+
+def _total(table: Any) -> str:
+    """Return how many certificates the list has, if the service has counted them."""
+    how = str(table["total_is"]) if "total_is" in table and "total" in table else ""
+    about = {"exact": "", "estimate": "about "}.get(how)
+    return "" if about is None else f" ({about}{int(table['total'])} in all)"
 
 
 def _now() -> datetime:

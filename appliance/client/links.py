@@ -14,7 +14,7 @@ from appliance.client.search import Located, Searcher, refused_without_tls
 from appliance.client.search_ports import SearchPorts
 from appliance.client.servers import Servers
 from appliance.errors import ApplianceError, TransportError
-from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.pva.search import SearchRequest, SearchResponse, are_one_service
 from appliance.transport.address import format_address
 from appliance.transport.liveness import Liveness
 from appliance.transport.stream import StreamLink
@@ -235,7 +235,7 @@ class Links:
         if link.guid == place.guid:
             if place.tls:
                 self._try_tls(link, place)
-        elif channel.name not in self._warned:
+        elif channel.name not in self._warned and not are_one_service(link.guid, place.guid):
             self._warned.add(channel.name)
             _log.warning(
                 "%s is served by %s and by %s: the first is used",

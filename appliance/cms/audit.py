@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from appliance.cms.backup import new_file
 from appliance.cms.dialect import Login, engine_for, is_sqlite, reason, shown
 from appliance.cms.model import SERVICE, posix
-from appliance.cms.schema import audit, meta
+from appliance.cms.schema import audit, ends_of, meta
 from appliance.cms.store import Store
 from appliance.cms.transaction import Transaction
 from appliance.daemon.audit import GENESIS, AuditFinding, canonical, sealed_line, verify, verify_file
@@ -368,9 +368,10 @@ def export_old(where: str, login: Login, directory: str, issuer_id: str, start: 
 def _prune(transaction: Transaction, *, before: int, at: int, up_to: int | None, exported: str) -> int:
     transaction.flush()
     connection = transaction.connection
-    first, last = connection.execute(sa.select(sa.func.min(audit.c.seq), sa.func.max(audit.c.seq))).one()
-    if first is None:
+    ends = ends_of(connection)
+    if ends is None:
         return 0
+    first, last = ends
     # Only from the beginning on: a clock that was wrong for a while must not tear a hole.
     young = sa.select(audit.c.seq).where(audit.c.seq < first + _AT_ONCE, audit.c.at >= before)
     keep = connection.execute(young.order_by(audit.c.seq).limit(1)).scalar()

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
+from appliance.cms import schema
 from appliance.cms.dialect import Login, Role, engine_for, is_sqlite, kind_of, login_of, reason, shown
 from appliance.errors import ConfigurationError, DatabaseLost
 
@@ -56,6 +57,8 @@ class Database:
         self.where = where
         self.login = login_of(where) if login is None else login
         self.is_server = not is_sqlite(where)
+        if self.is_server:
+            schema.use_server()
         self.state: Literal["up", "lost"] = "up"
         self.lost_since = 0.0
         """When it was lost, POSIX seconds; 0: it was not."""

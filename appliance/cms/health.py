@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from appliance.certs.status import CertState
@@ -22,8 +23,9 @@ from appliance.cms.model import utc
 from appliance.cms.nodes import Nodes
 from appliance.cms.publisher import Publisher
 from appliance.cms.pvs import Counters
+from appliance.cms.reading import counts
 from appliance.cms.store import Store
-from appliance.cms.transaction import Transaction, counts
+from appliance.cms.transaction import Transaction
 from appliance.cms.wire_types import HEALTH, METRICS
 from appliance.errors import ApplianceError
 from appliance.pvdata import Value
@@ -35,6 +37,10 @@ __all__ = ["Health"]
 _MAJOR: Final = 2
 _MINOR: Final = 1
 _PROBE_S: Final = 2.0
+_COUNTED_AT_ONCE: Final = 20_000
+"""Records of the audit up to which certificates are counted by each check. Where there are more, that is done beside it."""
+_COUNT_SHARE: Final = 100
+"""A count waits for so many times as long as the last one has taken."""
 _TOLD_S: Final = 3600.0
 """Seconds for which the health says that the database has lost something."""
 _CLOCK_S: Final = 5.0
@@ -60,8 +66,12 @@ class Health:
         self._publisher = publisher
         self._counters = counters
         self._started = time.monotonic()
-        self._states: Counter[CertState] = Counter()
-        self._ok = True
+        self.states: Counter[CertState] | None = None
+        """The number of certificates by state, when they were counted last; None: not yet."""
+        self._counting: asyncio.Task[None] | None = None
+        self._count_at = float("-inf")
+        self._problem = self._warning = ""
+        self._db_ok = self._ca_valid_now = False
         self.files: dict[str, str] = {}
         """Files that the next start needs, with a description of each."""
         self.others: list[Callable[[], str]] = []
@@ -111,8 +121,14 @@ class Health:
         problem = problem or self._of_the_server()
         problem = problem or self._lifecycle.journal.lost or self._gone() or self.backup
         problem = problem or next((said for look in self.others if (said := look())), "")
-        self._ok = not problem
-        warning = "" if problem else next((said for look in self.warnings if (said := look())), "")
+        self._problem, self._db_ok, self._ca_valid_now = problem, db_ok, ca_valid
+        self._warning = "" if problem else next((said for look in self.warnings if (said := look())), "")
+        self._post()
+
+    def _post(self) -> None:
+        """Tell what is known."""
+        now, problem, warning = self._lifecycle.clock(), self._problem, self._warning
+        states: Counter[CertState] = Counter() if self.states is None else self.states
         seconds = now.timestamp()
         uptime = int(time.monotonic() - self._started)
         stamp = now_to_time(seconds)
@@ -126,15 +142,14 @@ class Health:
                 "value": {"index": 0 if problem else 1},
                 "alarm": alarm,
                 "timeStamp": stamp,
-                "db_ok": db_ok,
-                "ca_valid": ca_valid,
+                "db_ok": self._db_ok,
+                "ca_valid": self._ca_valid_now,
                 "uptime_secs": uptime,
-                "cert_count": self._states.total(),
+                "cert_count": states.total(),
                 "last_check": f"{now:%Y-%m-%dT%H:%M:%SZ}",
                 **self._members(),
             }
         )
-        states = self._states
         counters = self._counters
         self.metrics.post(
             {
@@ -154,17 +169,20 @@ class Health:
                 "renewals": self._lifecycle.renewed,
                 "certs_pending_renewal": states[CertState.PENDING_RENEWAL],
                 "certs_scheduled_offline": states[CertState.SCHEDULED_OFFLINE],
+                "cluster_members": self._alive(),
                 **{name: number() for name, number in self.numbers.items()},
             }
         )
 
     def summary(self) -> str:
         """Return one line for the service manager."""
-        states = self._states
-        return (
-            f"issuer {self._issuing.names.issuer_id}, {states.total()} certificates, "
-            f"{states[CertState.PENDING_APPROVAL]} wait for approval" + ("" if self._ok else "; NOT OK")
+        states = self.states
+        counted = (
+            "certificates are being counted"
+            if states is None
+            else f"{states.total()} certificates, {states[CertState.PENDING_APPROVAL]} wait for approval"
         )
+        return f"issuer {self._issuing.names.issuer_id}, {counted}" + ("; NOT OK" if self._problem else "")
 
     async def _probed(self) -> str:
         """Read and write a little; return what is wrong."""
@@ -177,9 +195,32 @@ class Health:
             if not done:
                 probe.cancel()
                 return self._lost() or "the database does not answer"
-        by_state = await probe
-        self._states = Counter({CertState(state): number for state, number in by_state.items()})
+        is_small = await probe <= _COUNTED_AT_ONCE
+        if self._counting is None and (is_small or time.monotonic() >= self._count_at):
+            self._counting = asyncio.get_running_loop().create_task(self._count(tell=not is_small))
+        if is_small and self._counting is not None:
+            await asyncio.wait((self._counting,), timeout=_PROBE_S)
         return ""
+
+    async def _count(self, *, tell: bool) -> None:
+        begin = time.monotonic()
+        try:
+            job = partial(counts, issuer=self._store.issuer)
+            by_state = await self._lifecycle.readers.read_much(job)
+            self.states = Counter({CertState(state): number for state, number in by_state.items()})
+        except (ApplianceError, ValueError):
+            return  # the next probe says what is wrong
+        finally:
+            self._counting = None
+            now = time.monotonic()
+            self._count_at = now + _COUNT_SHARE * (now - begin)
+        if tell:
+            self._post()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        if self._counting is not None:
+            self._counting.cancel()
 
     def _lost(self) -> str:
         database = self._store.database
@@ -207,7 +248,7 @@ class Health:
         """Return what CERT:HEALTH says of the nodes."""
         if self._nodes is None:
             return {}
-        shown = []
+        shown: list[dict[str, object]] = []
         for member in self._nodes.members:
             parts = [int(part) for part in member.release.split(".")[:3] if part.isdecimal()]
             major, minor, patch = (*parts, 0, 0, 0)[:3]
@@ -223,7 +264,11 @@ class Health:
                     "last_seen": f"{utc(member.seen_at):%Y-%m-%dT%H:%M:%SZ}",
                 }
             )
-        return {"cluster_members": len(self._nodes.alive) or 1, "members": shown}
+        return {"cluster_members": self._alive(), "members": shown}
+
+    def _alive(self) -> int:
+        """Return how many nodes live; a service with a file is one."""
+        return 1 if self._nodes is None else len(self._nodes.alive) or 1
 
     def _ca_valid(self, now: datetime) -> bool:
         issuer = self._issuing.issuer
@@ -241,8 +286,8 @@ class Health:
         return size
 
 
-def _probe(transaction: Transaction) -> dict[str, int]:
-    """Count, and also write: a full disk then shows before a requester meets it."""
+def _probe(transaction: Transaction) -> int:
+    """Write a little: a full disk then shows before a requester meets it. Return the length of the audit."""
     import sqlalchemy as sa
 
     from appliance.cms.schema import meta
@@ -252,4 +297,4 @@ def _probe(transaction: Transaction) -> dict[str, int]:
     stamp = str(int(time.time()))
     if connection.execute(sa.update(meta).where(meta.c.key == "probe").values(value=stamp)).rowcount == 0:
         connection.execute(sa.insert(meta).values(key="probe", value=stamp))
-    return counts(transaction)
+    return transaction.audit_head[0]

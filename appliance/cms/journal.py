@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Final
 
 from appliance.cms.inuse import is_at
@@ -20,6 +22,8 @@ __all__ = ["Journal", "JournalError", "OthersJournal"]
 _HEADER: Final = "pvacms revocations 1"
 _KEY: Final = "key"
 _ONLY: Final = "only"
+_LINES: Final = re.compile(rb"(?:[0-9]{1,20} [0-9]{1,20} (?:key|only)\n)*+")
+"""All lines from here on that this release writes. They are read at once: a start must not wait for a hundred thousand of them."""
 
 
 class JournalError(ApplianceError):
@@ -77,7 +81,16 @@ class Journal:
             os.ftruncate(self._fd, whole)
         self._hash.update(data[:whole])
         section = ""
-        for number, line in enumerate(data[:whole].decode("ascii", "replace").splitlines(), 1):
+        place = 0
+        while place < whole:
+            lines = _LINES.match(data, place, whole)
+            if section and lines is not None and lines.end() > place:
+                if section in self._issuers:
+                    self._take(lines[0].split())
+                place = lines.end()
+                continue
+            begin, place = place, data.index(b"\n", place) + 1
+            line = data[begin : place - 1].decode("ascii", "replace")
             words = line.split()
             if line.startswith(_HEADER) and len(words) == 4:
                 section = words[3]
@@ -97,10 +110,16 @@ class Journal:
                     "this is not a line of the revocation journal, so the file is damaged: repair it by hand, because "
                     "without it a restored database could undo revocations",
                     file=self.path,
-                    line=number,
+                    line=data.count(b"\n", 0, place),
                 )
         if section != self._issuer:
             self._append(f"{_HEADER} {self._issuer}\n")
+
+    def _take(self, words: Sequence[bytes]) -> None:
+        """Take lines of three words each."""
+        serials = [*map(int, words[::3])]
+        self.known.update(zip(serials, map(int, words[1::3]), strict=True))
+        self.barred.update(compress(serials, map(_ONLY.encode().__ne__, words[2::3])))
 
     @property
     def octets(self) -> int:

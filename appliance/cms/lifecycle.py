@@ -134,6 +134,8 @@ class Lifecycle:
         self._delivered: list[int] = []
         self._recording: set[asyncio.Task[None]] = set()
         self._sweeping = False
+        self._lapses_differ = True
+        """Whether the setting may have been another one when the ends of waiting requests were computed."""
         self._pending: dict[int, CertRecord] = {}
         """Changes by the clock that wait to be recorded: serial to the record as the database has it."""
 
@@ -149,7 +151,6 @@ class Lifecycle:
 
         def job(transaction: Transaction) -> None:
             doubt_undelivered(transaction, doubted)
-            self._lapse_in_time(transaction)
             self.revocations.combine(transaction, now)
             self.known_to = transaction.audit_head[0]
 
@@ -632,7 +633,7 @@ class Lifecycle:
         """Change how many seconds requests wait for approval."""
         if pending_s != self.sweep.pending_s:
             self.sweep.pending_s = pending_s
-            self.store.submit(self._lapse_in_time).add_done_callback(_ignore)
+            self._lapses_differ = True
 
     def _lapse_in_time(self, transaction: Transaction) -> None:
         """Have the sweep look at requests when they end by the present setting; until now it may have been another one."""
@@ -652,6 +653,13 @@ class Lifecycle:
     async def _sweep(self, now: datetime) -> None:
         pending = dict(self._pending)
         try:
+            if self._lapses_differ:
+                self._lapses_differ = False
+                try:
+                    await self.store.submit(self._lapse_in_time)
+                except ApplianceError as error:
+                    self._lapses_differ = True
+                    _log.debug("%s", error)  # the store logs what is wrong
             if await self.sweep.run(now, pending):
                 for serial, record in pending.items():
                     if self._pending.get(serial) is record:
@@ -688,8 +696,3 @@ def _believed(
     if request.proof_made and any(is_old_proof(transaction, n, request.proof_made, at) for n in ends):
         return request._replace(proved=False, proof_made=0)
     return request
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

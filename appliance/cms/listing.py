@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -27,12 +27,14 @@ from appliance.pvdata import STRING, UINT64, StructType, Value
 from appliance.pvdata.nt import NTTable, now_to_time
 from appliance.server import Operation
 
-__all__ = ["ListPV", "Place", "Wanted", "find_page"]
+__all__ = ["ListPV", "Place", "Wanted", "count_all", "find_page"]
 
 _LIST_MAX: Final = 10_000
 _LIST_DEFAULT: Final = 1000
-_LOOKED_AT: Final = 50_000
+_LOOKED_AT: Final = 20_000
 """Rows that one page looks at, at most, to find those that fit."""
+_COUNTED: Final = 100_000
+"""Certificates that are counted for the first page of a list, at most: some milliseconds."""
 _LARGEST: Final = (1 << 63) - 1
 _LONGEST: Final = 256
 """Characters of a text that is searched for."""
@@ -41,6 +43,8 @@ _CREATED: Final = "created"
 _EXPIRY: Final = "expiry"
 _NAME: Final = "name"
 _VERSION: Final = "v1:"
+_EXACT: Final = "exact"
+_ESTIMATE: Final = "estimate"
 _RANK: Final = (
     CertState.PENDING_APPROVAL,
     CertState.PENDING_RENEWAL,
@@ -80,7 +84,11 @@ _TABLE: Final = NTTable(
         ("renew_by", UINT64),
     ]
 )
-LIST: Final = StructType([*_TABLE.build().fields, ("next", STRING)], _TABLE.build().id)
+LIST: Final = StructType(
+    [*_TABLE.build().fields, ("next", STRING), ("total", UINT64), ("total_is", STRING)], _TABLE.build().id
+)
+"""``next`` is where the next page begins. ``total_is`` says whether ``total``, the length of the whole list, is ``exact`` or an
+``estimate`` (some time old); empty: it was not counted."""
 
 
 # ---------------------------------------------------------------------- the search
@@ -155,21 +163,46 @@ class Wanted(NamedTuple):
         return [state.value for state in _RANK if not self.states or state.value in self.states]
 
 
+class _At(NamedTuple):
+    key: int | str
+    serial: int
+
+
 class _Section(NamedTuple):
-    """Rows that follow each other in one index: ``fixed`` is what the index finds, ``rest`` what each row is asked."""
+    """Rows that follow each other in one index: ``fixed`` is what the index finds, ``rest`` what each row is asked.
+
+    Keys are from ``low`` on and below ``high``, where these are set.
+    """
 
     key: sa.ColumnElement[Any]
     falls: bool
     fixed: list[sa.ColumnElement[bool]]
     rest: list[sa.ColumnElement[bool]]
+    low: Any = None
+    high: Any = None
 
-    def behind(self, key: int | str, serial: int) -> sa.ColumnElement[bool]:
-        here, place = sa.tuple_(self.key, certs.c.serial), sa.tuple_(sa.literal(key), sa.literal(serial))
-        return here < place if self.falls else here > place
+    def between(self, after: _At | None = None, edge: _At | None = None) -> list[sa.ColumnElement[bool]]:
+        """Return what is true of the rows behind ``after`` up to ``edge``.
 
-    def up_to(self, key: int | str, serial: int) -> sa.ColumnElement[bool]:
-        here, place = sa.tuple_(self.key, certs.c.serial), sa.tuple_(sa.literal(key), sa.literal(serial))
-        return here >= place if self.falls else here <= place
+        The keys have one bound on each side, as near as it can be: SQLite uses no more, and PostgreSQL estimates nothing else.
+        """
+        first, last = (edge, after) if self.falls else (after, edge)
+        where = list(self.fixed)
+        low = [key for key in (self.low, None if first is None else first.key) if key is not None]
+        if low:
+            where.append(self.key >= max(low))
+        if last is not None:
+            where.append(self.key <= last.key)
+        elif self.high is not None:
+            where.append(self.key < self.high)
+        here = sa.tuple_(self.key, certs.c.serial)
+        if after is not None:
+            place = sa.tuple_(sa.literal(after.key), sa.literal(after.serial))
+            where.append(here < place if self.falls else here > place)
+        if edge is not None:
+            place = sa.tuple_(sa.literal(edge.key), sa.literal(edge.serial))
+            where.append(here >= place if self.falls else here <= place)
+        return where
 
     @property
     def order(self) -> list[sa.ColumnElement[Any]]:
@@ -199,15 +232,14 @@ def find_page(
     for number, section in enumerate(sections):
         if number < begin:
             continue
-        where = list(section.fixed)
-        if wanted.after is not None and number == begin:
-            where.append(section.behind(wanted.after.key, wanted.after.serial))
-        edge = None
+        after = wanted.after if number == begin else None
+        start = None if after is None else _At(after.key, after.serial)
+        where, edge = section.between(start), None
         if section.rest:
             seen = _count(connection, where, looked_at)
             if seen == looked_at:
                 edge = _at(connection, section, where, looked_at - 1)
-                where.append(section.up_to(*edge))
+                where = section.between(start, edge)
             looked_at -= seen
         query = sa.select(section.key.label("_key"), *columns).where(*where, *section.rest)
         # One more than is shown tells whether there are more.
@@ -222,6 +254,18 @@ def find_page(
     return [tuple(row[1:]) for _, row in found], None
 
 
+def count_all(connection: sa.Connection, wanted: Wanted, *, most: int = _COUNTED) -> int | None:
+    """Return how many certificates a list has; None if they are more than ``most``, or if no index tells."""
+    total = 0
+    for section in _sections(connection, wanted._replace(after=None)):
+        if section.rest:
+            return None
+        total += _count(connection, section.between(), most + 1 - total)
+        if total > most:
+            return None
+    return total
+
+
 def _count(connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], most: int) -> int:
     rows = sa.select(certs.c.serial).where(*where).limit(most).subquery()
     return int(connection.execute(sa.select(sa.func.count()).select_from(rows)).scalar_one())
@@ -229,10 +273,9 @@ def _count(connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], m
 
 def _at(
     connection: sa.Connection, section: _Section, where: Sequence[sa.ColumnElement[bool]], offset: int
-) -> tuple[int | str, int]:
+) -> _At:
     query = sa.select(section.key, certs.c.serial).where(*where).order_by(*section.order)
-    key, serial = connection.execute(query.limit(1).offset(offset)).one()
-    return key, serial
+    return _At(*connection.execute(query.limit(1).offset(offset)).one())
 
 
 def _sections(connection: sa.Connection, wanted: Wanted) -> list[_Section]:
@@ -250,10 +293,11 @@ def _sections(connection: sa.Connection, wanted: Wanted) -> list[_Section]:
     cn = cn if connection.dialect.name == "sqlite" else sa.collate(cn, "C")
     begins = [cn >= wanted.name, cn < _behind_all(wanted.name)] if wanted.name else []
     if wanted.order == _EXPIRY:
-        fixed = [mine, certs.c.not_after >= wanted.ends_from, certs.c.not_after < wanted.ends_before]
-        return [_Section(certs.c.not_after, False, fixed, [*states, *begins, *rest])]
+        rest = [*states, *begins, *rest]
+        return [_Section(certs.c.not_after, False, [mine], rest, wanted.ends_from, wanted.ends_before)]
     if wanted.order == _NAME:
-        return [_Section(cn, False, [mine, *begins], [*states, *expiry, *rest])]
+        low, high = (wanted.name, _behind_all(wanted.name)) if wanted.name else (None, None)
+        return [_Section(cn, False, [mine], [*states, *expiry, *rest], low, high)]
     rest = [*expiry, *begins, *rest]
     return [
         _Section(certs.c.created, True, [mine, certs.c.state == state], rest) for state in wanted.ranked()
@@ -275,10 +319,16 @@ def _behind_all(beginning: str) -> str:
 class ListPV(CalledPV):
     """CERT:LIST: certificates for administrators, those that wait for approval first."""
 
-    __slots__ = ("_lifecycle", "_names", "_policy", "_readers", "_tasks", "on_refused")
+    __slots__ = ("_counted", "_lifecycle", "_names", "_policy", "_readers", "_tasks", "on_refused")
 
     def __init__(
-        self, lifecycle: Lifecycle, readers: Readers, names: Names, policy: Policy, tasks: Tasks
+        self,
+        lifecycle: Lifecycle,
+        readers: Readers,
+        names: Names,
+        policy: Policy,
+        tasks: Tasks,
+        counted: Callable[[], Mapping[CertState, int] | None],
     ) -> None:
         hint = "call this PV: RPC with the optional queries state, subject, name, expires_after, expires_before and limit"
         super().__init__(LIST, hint)
@@ -287,6 +337,7 @@ class ListPV(CalledPV):
         self._names = names
         self._policy = policy
         self._tasks = tasks
+        self._counted = counted
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Answer with a table."""
@@ -298,8 +349,27 @@ class ListPV(CalledPV):
         self._tasks.start(operation, self._list(operation, _wanted(query, self._names.issuer_id)))
 
     async def _list(self, operation: Operation, wanted: Wanted) -> None:
-        rows, after = await self._readers.read_much(lambda connection: find_page(connection, wanted))
-        operation.reply(_answer(wanted.issuer, rows, after, self._lifecycle.clock()))
+        def job(connection: sa.Connection) -> tuple[list[tuple[Any, ...]], Place | None, int | None]:
+            rows, after = find_page(connection, wanted)
+            if wanted.after is not None:
+                return rows, after, None
+            return rows, after, len(rows) if after is None else count_all(connection, wanted)
+
+        rows, after, total = await self._readers.read_much(job)
+        value = _answer(wanted.issuer, rows, after, self._lifecycle.clock())
+        states = self._counted()
+        if total is not None:
+            value["total"], value["total_is"] = total, _EXACT
+        elif states is not None and wanted.after is None and self._is_of_states(wanted):
+            value["total"] = sum(states.get(CertState(state), 0) for state in wanted.ranked())
+            value["total_is"] = _ESTIMATE
+        operation.reply(value)
+
+    def _is_of_states(self, wanted: Wanted) -> bool:
+        """Whether nothing but the state decides what is in the list."""
+        return wanted._replace(states=(), order=_CREATED, limit=_LIST_DEFAULT) == Wanted(
+            self._names.issuer_id
+        )
 
 
 def _answer(issuer_id: str, rows: Sequence[tuple[Any, ...]], after: Place | None, now: datetime) -> Value:

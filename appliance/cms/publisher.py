@@ -337,8 +337,8 @@ class Publisher:
         """Whether it has not been fresh for so long that it is not waited for any more."""
         self._signer = signer
         self._always_valid = always_valid
-        self._template = status_template().store
-        self.node = node
+        self._node = node
+        self._template: list[Any] | None = None
         self._pvs: dict[int, StatusPV] = {}
         """Those that have a channel, and those that are kept."""
         self._kept: OrderedDict[int, StatusPV] = OrderedDict()
@@ -359,11 +359,18 @@ class Publisher:
     @property
     def node(self) -> str:
         """What the answers call the node that signed them."""
-        return str(self._template[STATUS.offsets["pvacms_node_id"]])
+        return self._node
 
     @node.setter
     def node(self, name: str) -> None:
-        self._template[STATUS.offsets["pvacms_node_id"]] = name
+        self._node, self._template = name, None
+
+    def _blank(self) -> list[Any]:
+        """Return a status without content. The first one imports numpy, which no start waits for."""
+        if self._template is None:
+            self._template = status_template().store
+            self._template[STATUS.offsets["pvacms_node_id"]] = self._node
+        return self._template.copy()
 
     def pv(self, serial: int) -> StatusPV:
         """Return the PV of a certificate, also for a certificate that does not exist."""
@@ -596,7 +603,7 @@ class Publisher:
 
     def _answer(self, serial: int, record: CertRecord | None, now: datetime, signed: Signed) -> list[Any]:
         state = self._state(serial, record)
-        store = self._template.copy()
+        store = self._blank()
         write_status(
             store,
             state,

@@ -30,7 +30,7 @@ from appliance.cms.transaction import (
 )
 from appliance.errors import ApplianceError, DatabaseLost
 
-__all__ = ["Readers", "records_of"]
+__all__ = ["Readers", "counts", "records_of"]
 
 _T = TypeVar("_T")
 _AT_ONCE: Final = 64
@@ -236,3 +236,10 @@ def _checked(row: Any, authorities: Authorities) -> CertRecord | StoreError | No
     except ValueError as error:
         return damaged(row.serial, str(error))
     return record
+
+
+def counts(connection: sa.Connection, issuer: str) -> dict[str, int]:
+    """Return the number of an authority's certificates by state."""
+    certs = schema.certs.c
+    query = sa.select(certs.state, sa.func.count()).where(certs.issuer == issuer).group_by(certs.state)
+    return {state: int(number) for state, number in connection.execute(query)}

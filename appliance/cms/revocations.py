@@ -7,9 +7,9 @@ ever revoked. It is in the database, so a database that was restored has an old 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -18,6 +18,7 @@ from appliance.cms import schema
 from appliance.cms.feed import ENDS
 from appliance.cms.journal import Journal, JournalError
 from appliance.cms.model import SERVICE
+from appliance.cms.schema import ends_of
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
 
@@ -26,12 +27,25 @@ __all__ = ["Revocations"]
 _log: Final = logging.getLogger(__name__)
 _KEY: Final = "journal"
 _BATCH: Final = 500
+_AT_ONCE: Final = 5000
 _C: Final = schema.certs.c
 _A: Final = schema.audit.c
 _REVOKED: Final = sa.select(_C.serial, _C.state_date, _C.barred).where(
     _C.issuer.in_(sa.bindparam("by", expanding=True)), _C.state == CertState.REVOKED.value
 )
 _REVOKED_OF: Final = _REVOKED.where(_C.serial.in_(sa.bindparam("numbers", expanding=True)))
+_REVOKED_NEXT: Final = (
+    sa.select(_C.serial, _C.state_date, _C.barred, _C.created)
+    .where(
+        _C.issuer == sa.bindparam("by"),
+        _C.state == CertState.REVOKED.value,
+        _C.created >= sa.bindparam("since"),
+        sa.tuple_(_C.created, _C.serial) > sa.tuple_(sa.bindparam("since"), sa.bindparam("last")),
+    )
+    .order_by(_C.created, _C.serial)
+    .limit(sa.bindparam("most", type_=sa.Integer))
+)
+"""A part of them, in the order of an index: a database server ends a question that takes some seconds."""
 _LIVE_OF: Final = sa.select(_C.serial).where(
     _C.serial.in_(sa.bindparam("numbers", expanding=True)),
     _C.issuer.in_(sa.bindparam("by", expanding=True)),
@@ -75,9 +89,11 @@ class Revocations:
             The certificates that were revoked again.
         """
         checkpoint = self._checkpoint(transaction)
-        restored = self._revoke_all_again(transaction, checkpoint, now)
+        is_read = checkpoint is None and self._journal.is_own
+        revoked = list(_revoked(transaction)) if is_read else None
+        restored = self._revoke_all_again(transaction, checkpoint, now, revoked)
         if self._journal.is_own:
-            self._add_missing(transaction, checkpoint)
+            self._add_missing(transaction, checkpoint, revoked)
         self._settled = transaction.audit_head[0]
         return restored
 
@@ -94,11 +110,19 @@ class Revocations:
         return self._revoke_all_again(transaction, self._checkpoint(transaction), now)
 
     def _revoke_all_again(
-        self, transaction: Transaction, checkpoint: _Checkpoint | None, now: int
+        self,
+        transaction: Transaction,
+        checkpoint: _Checkpoint | None,
+        now: int,
+        revoked: Sequence[tuple[int, int, bool]] | None = None,
     ) -> list[CertRecord]:
+        """Revoke what only the journal knows as revoked; ``revoked`` is what the database knows, if all of that was read."""
         journal = self._journal
         # A copy, because the event loop adds to it.
         numbers = list(journal.known)
+        if revoked is not None:
+            there = {serial for serial, _, _ in revoked}
+            numbers = [serial for serial in numbers if serial not in there]
         if checkpoint is not None:
             numbers = [serial for serial in journal.after(checkpoint.octets) if serial in journal.known]
         restored = [
@@ -122,10 +146,8 @@ class Revocations:
         found = _Checkpoint(int(words[0]), words[1], int(words[2]))
         if found.octets > self._journal.octets or self._journal.digest(found.octets) != found.digest:
             return None
-        first, last = transaction.connection.execute(
-            sa.select(sa.func.min(_A.seq), sa.func.max(_A.seq))
-        ).one()
-        return found if first is not None and first <= found.seq + 1 and last >= found.seq else None
+        ends = ends_of(transaction.connection)
+        return found if ends is not None and ends[0] <= found.seq + 1 and ends[1] >= found.seq else None
 
     def _live(self, transaction: Transaction, numbers: list[int]) -> list[int]:
         what = {"numbers": numbers, "by": [*transaction.authorities]}
@@ -140,11 +162,17 @@ class Revocations:
         transaction.audit(now, "revoke", serial, {**SERVICE.facts(), "why": why})
         return changed
 
-    def _add_missing(self, transaction: Transaction, checkpoint: _Checkpoint | None) -> None:
+    def _add_missing(
+        self,
+        transaction: Transaction,
+        checkpoint: _Checkpoint | None,
+        revoked: Sequence[tuple[int, int, bool]] | None,
+    ) -> None:
         transaction.flush()
         connection, by = transaction.connection, [*transaction.authorities]
+        found: Sequence[Any]
         if checkpoint is None:
-            found = list(connection.execute(_REVOKED, {"by": by}))
+            found = revoked or ()
         else:
             later = sa.select(_A.serial).where(_A.seq > checkpoint.seq, _A.action.in_(ENDS), _A.serial != "")
             numbers = [int(serial) for (serial,) in connection.execute(later)]
@@ -189,6 +217,20 @@ class Revocations:
 
         self._settled = await self._store.submit(job)
         self._written = now
+
+
+def _revoked(transaction: Transaction) -> Iterator[tuple[int, int, bool]]:
+    """Yield what the database knows as revoked: serial number, date, and whether the key is barred."""
+    transaction.flush()
+    for issuer in transaction.authorities:
+        since, last = 0, -1
+        while True:
+            what = {"by": issuer, "since": since, "last": last, "most": _AT_ONCE}
+            rows = transaction.connection.execute(_REVOKED_NEXT, what).all()
+            yield from ((int(row.serial), int(row.state_date), bool(row.barred)) for row in rows)
+            if len(rows) < _AT_ONCE:
+                break
+            since, last = rows[-1].created, rows[-1].serial
 
 
 def _batches(numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    ColumnElement,
     Connection,
     Index,
     Integer,
@@ -19,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    func,
     inspect,
     select,
     text,
@@ -32,12 +32,14 @@ __all__ = [
     "audit",
     "authorities",
     "certs",
+    "ends_of",
     "is_usable",
     "limits",
     "meta",
     "migrate",
     "nodes",
     "replay",
+    "use_server",
 ]
 
 HEAD: Final = "0004"
@@ -47,11 +49,6 @@ VERSIONS: Final[list[str]] = []
 """Directories with further revisions: a test has those of the next release."""
 metadata: Final = MetaData()
 _log: Final = logging.getLogger(__name__)
-
-
-def where(condition: ColumnElement[bool]) -> dict[str, Any]:
-    """Return the arguments of an index over the rows for which ``condition`` holds."""
-    return {"sqlite_where": condition, "postgresql_where": condition}
 
 
 certs: Final = Table(
@@ -91,8 +88,7 @@ certs: Final = Table(
     Index("certs_key", "key_id", "skid"),
     Index("certs_listed", "issuer", "state", "created", "serial"),
     Index("certs_ends", "issuer", "not_after", "serial"),
-    # In the order of code points, as SQLite has it: then one range of the index is all names with the same beginning.
-    Index("certs_name", "issuer", "cn", postgresql_ops={"cn": 'COLLATE "C"'}),
+    Index("certs_name", "issuer", "cn"),
 )
 """One row per certificate, written before it is signed. Times are POSIX seconds.
 
@@ -105,9 +101,21 @@ the first version). ``barred`` keys are not certified again. ``no_status`` certi
 next; null: never, 0: not computed.
 """
 
-Index("certs_due", certs.c.next_at, **where(certs.c.next_at.is_not(None)))
-Index("certs_undelivered", certs.c.node, **where(certs.c.delivered == 0))
-Index("certs_barred", certs.c.key_id, **where(certs.c.barred))
+_PARTIAL: Final = [
+    Index("certs_due", certs.c.next_at, sqlite_where=certs.c.next_at.is_not(None)),
+    Index("certs_undelivered", certs.c.node, sqlite_where=certs.c.delivered == 0),
+    Index("certs_barred", certs.c.key_id, sqlite_where=certs.c.barred),
+]
+
+
+def use_server() -> None:
+    """Give the indexes what PostgreSQL has to know of them. It imports SQLAlchemy's part for PostgreSQL, which takes its time."""
+    for index in _PARTIAL:
+        index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
+    # In the order of code points, as SQLite has it: then one range of the index is all names with the same beginning.
+    name = next(index for index in certs.indexes if index.name == "certs_name")
+    name.dialect_options["postgresql"]["ops"] = {"cn": 'COLLATE "C"'}
+
 
 audit: Final = Table(
     "audit",
@@ -281,3 +289,16 @@ def _upgrade(connection: Connection) -> None:
 def known(connection: Connection, key: str) -> str:
     """Return a value of the table ``meta``, empty if there is none."""
     return connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar() or ""
+
+
+_FIRST: Final = select(func.min(audit.c.seq)).scalar_subquery()
+_LAST: Final = select(func.max(audit.c.seq)).scalar_subquery()
+
+
+def ends_of(connection: Connection) -> tuple[int, int] | None:
+    """Return the numbers of the audit's first and last record; None if there is none.
+
+    They are asked apart, because SQLite would read the whole table to answer both at once.
+    """
+    first, last = connection.execute(select(_FIRST, _LAST)).one()
+    return None if first is None else (int(first), int(last))

@@ -60,6 +60,7 @@ from appliance.config.networks import Networks
 from appliance.config.pva import ServerConfig
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError
+from appliance.pva.search import GUID_SIZE, node_guid
 from appliance.server import Server, SharedPV
 
 __all__ = ["CertificateService", "several_issuers"]
@@ -173,11 +174,13 @@ class CertificateService:
             self.upkeep.is_mine = lambda: nodes.rank == 0
         self.health.others += [
             self.upkeep.audit.trouble,
+            self.upkeep.rows.trouble,
             lambda: self.upkeep.pruning,
             lambda: self.own.trouble,
         ]
         self.health.numbers["audit_seq"] = lambda: self.upkeep.audit.last
         self.health.numbers["audit_verified_seq"] = lambda: self.upkeep.audit.verified
+        self.health.numbers["certs_checked"] = lambda: self.upkeep.rows.checked
         self.policy: Policy | None = None
         self.server: Server | None = None
         self.create: CreatePV | None = None
@@ -360,6 +363,7 @@ class CertificateService:
             tls=self.own.tls(),
             gate=gate,
             proxied=_proxied(settings),
+            guid=node_guid(self.store.id.encode(), os.urandom(GUID_SIZE)) if self.nodes is not None else None,
         )
         commands = StatusCommands(self.lifecycle, self.publishers, self.policy, self.names, self.tasks)
         server.access.on_refused = commands.channel_refused
@@ -388,7 +392,9 @@ class CertificateService:
             old = root_value(each.issuer_id, each.issuer.certificate, each.issuer.chain, bundle)
             self._with_bundle.append(SharedPV(old))
             source.add(self._with_bundle[-1], names.issuer_of(each.issuer_id))
-        source.add(ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks), *names.list)
+        health = self.health
+        listed = ListPV(self.lifecycle, self.readers, names, self.policy, self.tasks, lambda: health.states)
+        source.add(listed, *names.list)
         schedule = SchedulePV(self.lifecycle, names, self.policy, commands, self.tasks)
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
@@ -431,6 +437,7 @@ class CertificateService:
         self.availability.stop()
         if self.server is not None:
             await self.server.stop()
+            self.health.stop()
             for publisher in self.publishers:
                 await publisher.stop()
             await self.tasks.finish()

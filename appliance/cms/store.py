@@ -240,6 +240,11 @@ class Store:
             else:
                 return
 
+    @property
+    def id(self) -> str:
+        """What tells the database from all others."""
+        return self._id
+
     # -- a database server -------------------------------------------------------------------------
 
     def _first_connection(self) -> sa.Connection:

@@ -34,7 +34,8 @@ _DUE: Final = (
     .where(
         certs.c.next_at.is_not(None),
         certs.c.next_at <= sa.bindparam("now"),
-        certs.c.issuer.in_(sa.bindparam("by", expanding=True)),
+        # The empty text keeps SQLite from an index by issuer, with which it would go through all certificates each second.
+        certs.c.issuer.concat("").in_(sa.bindparam("by", expanding=True)),
     )
     .order_by(certs.c.next_at)
     .limit(_AT_ONCE)

@@ -28,7 +28,6 @@ __all__ = [
     "Transaction",
     "as_it_ends",
     "clean",
-    "counts",
     "doubt_undelivered",
     "live_records",
     "mark_delivered",
@@ -517,13 +516,3 @@ def doubt_undelivered(transaction: Transaction, nodes: Collection[str] | None = 
     if nodes is not None:
         undelivered = undelivered.where(schema.certs.c.node.in_(nodes))
     return int(transaction.connection.execute(undelivered.values(delivered=IN_DOUBT)).rowcount)
-
-
-def counts(transaction: Transaction) -> dict[str, int]:
-    """Return the number of certificates by state."""
-    query = (
-        sa.select(schema.certs.c.state, sa.func.count())
-        .where(schema.certs.c.issuer == transaction._issuer)
-        .group_by(schema.certs.c.state)
-    )
-    return {state: int(number) for state, number in transaction.connection.execute(query)}

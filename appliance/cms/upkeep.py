@@ -25,6 +25,7 @@ from appliance.cms.backup import Backups, find_damage
 from appliance.cms.config import CMSSettings
 from appliance.cms.copying import back_up
 from appliance.cms.dialect import is_sqlite
+from appliance.cms.invariants import RowsCheck
 from appliance.cms.model import posix
 from appliance.cms.reading import Readers
 from appliance.cms.schema import known, meta
@@ -195,6 +196,7 @@ class Upkeep:
         self._beside = beside
         self._readers = readers
         self.audit = AuditCheck(store, readers, clock)
+        self.rows = RowsCheck(store, readers, clock)
         self.pruning = ""
         """Why old records of the audit could not be removed."""
         self.is_mine: Callable[[], bool] = lambda: True
@@ -218,7 +220,7 @@ class Upkeep:
         _log.info("database backup %s", made)
 
     async def look_after(self) -> None:
-        """Check the whole database and the audit, and remove records of the audit that are older than they are kept."""
+        """Check the whole database, the audit and the rows, and remove records of the audit that are older than they are kept."""
         store, days = self._store, self.settings.audit_retention_days
         if is_sqlite(store.where) and self.settings.integrity_check_interval_s:
             damage = await _in_thread(find_damage, store.where)
@@ -232,6 +234,10 @@ class Upkeep:
                 await self.audit.run(self.settings.audit_verify_interval_s)
             except ApplianceError as error:
                 _log.error("the audit cannot be checked: %s", error)
+            try:
+                await self.rows.run()
+            except ApplianceError as error:
+                _log.error("the certificates in the database cannot be checked: %s", error)
         if days and not self.audit.fault:
             try:
                 removed = await self._prune(days)

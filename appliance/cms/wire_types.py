@@ -14,7 +14,7 @@ from appliance.certs.x509 import pem_chain, serial_number
 from appliance.pvdata import BOOL, FLOAT64, STRING, UINT32, UINT64, ArrayType, StructType, Value
 from appliance.pvdata.nt import ALARM, NTEnum, NTScalar
 
-__all__ = ["HEALTH", "METRICS", "ROOT", "root_value"]
+__all__ = ["HEALTH", "MEMBER", "METRICS", "ROOT", "root_value"]
 
 ROOT: Final = StructType(
     [
@@ -80,6 +80,8 @@ METRICS: Final = StructType(
         ("certs_watched", UINT64),
         ("feed_lag_ms", UINT64),
         ("db_reconnects", UINT64),
+        ("cluster_members", UINT64),
+        ("certs_checked", UINT64),
         ("certs_former", UINT64),
         ("certs_ending", UINT64),
     ],

@@ -27,7 +27,9 @@ __all__ = [
     "OriginTag",
     "SearchRequest",
     "SearchResponse",
+    "are_one_service",
     "decode_datagram",
+    "node_guid",
     "pack_message",
     "split_names",
 ]
@@ -35,6 +37,9 @@ __all__ = [
 Address: TypeAlias = IPv4Address | IPv6Address
 
 GUID_SIZE: Final = 12
+_NODE: Final = b"\xc5\x9e"
+"""How the GUID of a server begins that is one of several of the same service."""
+_NODE_SIZE: Final = 8
 MAX_DATAGRAM: Final = 1400
 """Octets of a search datagram: what crosses an Ethernet without being cut in pieces."""
 
@@ -44,6 +49,24 @@ _BEACON_HEAD: Final = (Struct("<12sBBH16sH"), Struct(">12sBBH16sH"))
 
 _V4_PREFIX: Final = bytes(10) + b"\xff\xff"
 _ANY: Final = IPv4Address(0)
+
+
+def node_guid(service: bytes, own: bytes) -> bytes:
+    """Return the GUID of one of several servers that are the same service, so that clients do not take them for a conflict.
+
+    Args:
+        service: What only these servers have in common.
+        own: Random octets, four at least.
+    """
+    from hashlib import sha256  # tools import this module
+
+    common = _NODE + sha256(service).digest()
+    return common[:_NODE_SIZE] + own[: GUID_SIZE - _NODE_SIZE]
+
+
+def are_one_service(one: bytes, other: bytes) -> bool:
+    """Whether the servers with these GUIDs say that they are one service. It is a hint, and proves nothing."""
+    return one.startswith(_NODE) and one[:_NODE_SIZE] == other[:_NODE_SIZE]
 
 
 def _pack_address(address: Address | None) -> bytes:

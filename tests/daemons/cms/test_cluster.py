@@ -12,6 +12,7 @@ from appliance.certs.status import OCSPState
 from appliance.client import Disconnected
 from appliance.cms.audit import verify_audit
 from appliance.errors import ApplianceError, RemoteError
+from appliance.pva.search import are_one_service
 from tests.helpers.cluster import client_of, cluster
 from tests.helpers.cms import Clock, admin_keychain, ccr, jwt_request, keychain_of, pem, secure
 from tests.helpers.live import until
@@ -225,6 +226,11 @@ async def test_health_and_metrics_tell_of_the_nodes_and_of_what_is_watched(tmp_p
             health, metrics = await at_a.get("CERT:HEALTH"), await at_a.get("CERT:METRICS")
         assert (health["value.index"], health["cluster_mode"], health["cluster_members"]) == (1, True, 2)
         assert metrics["certs_watched"] >= 1
+        assert metrics["cluster_members"] == 2
+        assert sorted(member["name"] for member in health["members"]) == ["a", "b"]
+        one, other = a.service.server.guid, b.service.server.guid
+        assert are_one_service(one, other)
+        assert one != other
         await b.stop()
         await until(lambda: a.service.nodes.alive == ["a"], PATIENT_S)
         await a.service.health.check()

@@ -8,20 +8,22 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from appliance.cli.certlist import Filters, Table, list_certificates
-from appliance.errors import RemoteError
+from appliance.errors import AccessDeniedError, OperationTimeoutError, RemoteError, TransportError
 from appliance.pvdata import STRING, UINT64, StructType, Value
 from appliance.pvdata.nt import NTTable
 
 COLUMNS = [("cert_id", STRING), ("state", STRING), ("name", STRING), ("not_after", UINT64), ("san", STRING)]
 OLD = NTTable(COLUMNS)
 NEW = StructType([*OLD.build().fields, ("next", STRING)], OLD.build().id)
+COUNTED = StructType([*NEW.fields, ("total", UINT64), ("total_is", STRING)], OLD.build().id)
 SOON = datetime.now(UTC) + timedelta(days=30)
 
 
 class Service:
     """Answers the queries of a list with pages of given sizes; ``next`` names the next page."""
 
-    def __init__(self, *pages, kind=NEW, is_stuck=False):
+    def __init__(self, *pages, kind=NEW, is_stuck=False, total_is=""):
+        self.total_is = total_is
         self.pages = pages
         self.kind = kind
         self.is_stuck = is_stuck
@@ -30,7 +32,11 @@ class Service:
     async def rpc(self, name, query, *, timeout):
         self.asked.append(query)
         number = int(query.get("after", "0"))
+        if isinstance(self.pages[number], BaseException):
+            raise self.pages[number]
         value = Value(self.kind)
+        if "total" in value:
+            value["total"], value["total_is"] = sum(map(len, self.pages)), self.total_is
         rows = self.pages[number][: int(query.get("limit", 1000))]
         for column, _ in COLUMNS:
             value[f"value.{column}"] = [row[column] for row in rows]
@@ -75,11 +81,73 @@ def names(lines):
 
 
 def test_one_page_is_shown_and_the_user_is_told_of_the_others(ask):
-    service = Service(rows(0, 5), rows(5, 8))
+    service = Service(rows(0, 1000), rows(1000, 1008))
     status, lines, err = ask(service)
-    assert (status, names(lines)) == (0, [f"host{n}" for n in range(5)])
+    assert (status, names(lines)) == (0, [f"host{n}" for n in range(1000)])
     assert "There are more certificates; add --all" in err
     assert len(service.asked) == 1
+
+
+def test_what_the_service_finds_page_by_page_is_shown_until_there_are_a_thousand(ask):
+    """A service that looks for a part of a subject answers with short pages."""
+    service = Service([], rows(0, 5), [], rows(5, 1200), rows(1200, 1300))
+    status, lines, err = ask(service, subject="host")
+    assert (status, names(lines)) == (0, [f"host{n}" for n in range(1000)])
+    assert "There are more certificates" in err
+    assert service.asked[3]["limit"] == "995"
+    assert names(ask(Service([], [], rows(0, 5)), subject="host")[1]) == [f"host{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("exact", " (1234 in all)"), ("estimate", " (about 1234 in all)"), ("", ""), ("x", "")]
+)
+def test_the_user_is_told_how_many_there_are(ask, how, said):
+    service = Service(rows(0, 1000), rows(1000, 1234), kind=COUNTED, total_is=how)
+    assert f"There are more certificates{said}; add --all" in ask(service)[2]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize(
+    "error", [TransportError("cut off"), OperationTimeoutError("no answer"), asyncio.CancelledError()]
+)
+def test_a_list_that_ends_too_early_says_so_and_its_lines_are_whole(capsys, as_json, error):
+    """Ctrl-C comes as a cancellation."""
+    service = Service(rows(0, 1000), error)
+
+    @contextlib.asynccontextmanager
+    async def opened():
+        yield service
+
+    wanted = Filters([], "", 0, everything=True)
+    with pytest.raises(type(error)):
+        asyncio.run(list_certificates(opened(), "CERT:LIST", wanted, as_json=as_json, timeout=1.0))
+    shown = capsys.readouterr()
+    assert shown.err == "The list is not complete: it ends after 1000 certificates\n"
+    lines = shown.out.splitlines()
+    assert lines[-1].rstrip().endswith("}" if as_json else "host999")
+    if as_json:
+        assert names(lines) == [f"host{n}" for n in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (AccessDeniedError("CERT:LIST: RPC access denied"), "Only the administrators"),
+        (
+            OperationTimeoutError("CERT:LIST: no server answered the search"),
+            "Not every certificate service has a list",
+        ),
+        (OperationTimeoutError("CERT:LIST: 10.0.0.1:5076 did not answer"), ""),
+        (OperationTimeoutError("CERT:LIST: the certificate of this client is REVOKED"), ""),
+    ],
+    ids=["no right", "no service", "silent", "shut out"],
+)
+def test_a_list_that_is_refused_is_not_said_to_be_missing(ask, error, hint):
+    with pytest.raises(type(error)) as caught:
+        ask(Service(error))
+    text = str(caught.value)
+    assert text.startswith(str(error))
+    assert (hint in text) if hint else text == str(error)
 
 
 def test_all_pages_are_fetched_also_those_that_are_empty(ask):

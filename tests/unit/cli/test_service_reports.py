@@ -11,7 +11,7 @@ import pytest
 from appliance.certmon.wire_arrays import SCHEDULE_ARRAY
 from appliance.cli.certhealth import show_health, show_metrics
 from appliance.cli.certschedule import call_schedule, read_change
-from appliance.cms.wire_types import HEALTH, METRICS
+from appliance.cms.wire_types import HEALTH, MEMBER, METRICS
 from appliance.errors import ConfigurationError, RemoteError
 from appliance.pvdata import STRING, UINT64, StructType, Value
 
@@ -75,6 +75,28 @@ def test_health_is_shown_as_the_c_plus_plus_tool_shows_it(capsys):
         "  Last Check                     : Sun Nov 29 16:00:00 2026 UTC\n"
         "--------------------------------------------\n"
     )
+
+
+def test_health_names_the_nodes_of_a_service_that_has_several(capsys):
+    members = [
+        {"node_id": "0a1b2c3d", "version_major": 1, "version_minor": 2, "connected": True, "name": "cms1"},
+        {"node_id": "4e5f6a7b", "version_major": 1, "name": "cms2", "last_seen": "2026-11-29T16:00:00Z"},
+        {"name": "\x1b[2J", "connected": True},
+    ]
+    shown = [Value(MEMBER, each) for each in members]
+    answer = health(cluster_mode=True, cluster_members=2, members=shown)
+    assert run(show_health, answer) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[8:10] == [
+        "  Cluster Mode                   : ENABLED",
+        "  Cluster Members                : 2",
+    ]
+    assert lines[11:14] == [
+        "  Members",
+        "    cms1                         : 0a1b2c3d, 1.2.0, connected",
+        "    cms2                         : 4e5f6a7b, 1.0.0, not connected since Sun Nov 29 16:00:00 2026 UTC",
+    ]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_service_that_is_not_well_is_status_1_and_its_text_cannot_play_with_the_terminal(capsys):

@@ -60,6 +60,15 @@ def test_a_program_with_a_plain_context_imports_nothing_of_certificates() -> Non
     ] == []
 
 
+def test_the_certificate_service_imports_what_only_some_need_when_they_need_it() -> None:
+    """A tenth of its start each: numpy for the first status, SQLAlchemy's part for PostgreSQL for a database server."""
+    code = "import sys, json, appliance.cms.service; print(json.dumps(sorted(sys.modules)))"
+    assert (
+        set(json.loads(python(code))) & {"numpy", "sqlalchemy.dialects.postgresql", "psycopg", "pkcs11"}
+        == set()
+    )
+
+
 def test_help_starts_no_event_loop() -> None:
     code = (
         "import sys, json, contextlib, io\n"

@@ -16,7 +16,7 @@ from appliance.client.search import Located
 from appliance.config.pva import ClientConfig
 from appliance.errors import TransportError
 from appliance.pva.client_connection import ClientConnection
-from appliance.pva.search import SearchRequest, SearchResponse
+from appliance.pva.search import SearchRequest, SearchResponse, node_guid
 from appliance.pva.states import ConnectionState
 from appliance.pvdata.pvrequest import PVRequest
 from tests.helpers.clock import FakeClock
@@ -177,6 +177,27 @@ async def test_a_second_server_with_the_same_pv_is_told_once_and_not_used(caplog
             bench.answer(channel, Located("10.0.0.2", 5075, False, OTHER))
     assert caplog.messages == ["one is served by 10.0.0.1:5075 and by 10.0.0.2:5075: the first is used"]
     assert list(bench.links.by_address) == [PLAIN.address]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_told"),
+    [
+        (node_guid(b"site", b"aaaa"), node_guid(b"site", b"bbbb"), False),
+        (node_guid(b"site", b"aaaa"), node_guid(b"other", b"aaaa"), True),
+        (node_guid(b"site", b"aaaa"), OTHER, True),
+        (b"8 octets aaaa"[:12], b"8 octets bbbb"[:12], True),
+    ],
+    ids=["nodes of one service", "two services", "another server", "alike by chance"],
+)
+async def test_only_servers_that_are_not_one_service_are_a_conflict(caplog, first, second, is_told):
+    bench = Bench()
+    place = PLAIN._replace(guid=first)
+    channel = bench.wanted("CERT:CREATE", place)
+    with caplog.at_level(logging.WARNING):
+        bench.answer(channel, Located("10.0.0.2", 5075, False, second))
+    told = ["CERT:CREATE is served by 10.0.0.1:5075 and by 10.0.0.2:5075: the first is used"]
+    assert caplog.messages == (told if is_told else [])
+    assert list(bench.links.by_address) == [place.address]
 
 
 async def test_what_is_connected_in_the_clear_moves_when_the_link_over_tls_is_ready():

@@ -57,6 +57,23 @@ def test_a_damaged_journal_is_refused(path, text):
         Journal(str(path), "01234567")
 
 
+def test_lines_of_all_releases_count_wherever_they_stand(path):
+    """Many lines are read at once, the odd ones one by one."""
+    head = "pvacms revocations 1 01234567\n"
+    lines = ["1 10", "2 11 key", "3 12 only", "4 13", "2 14 only", " 5  15  only", "6 16 only"]
+    text = head + "".join(f"{line}\n" for line in lines) + "pvacms revocations 1 89abcdef\n7 17 key\n"
+    path.write_text(text)
+    path.chmod(0o600)
+    journal = Journal(str(path), "01234567")
+    assert journal.known == {1: 10, 2: 14, 3: 12, 4: 13, 5: 15, 6: 16}
+    assert journal.barred == {1, 2, 4}
+    journal.close()
+    path.write_text(f"{text}8 18 key\n9 19 nokey\n")
+    with pytest.raises(ConfigurationError, match="damaged") as caught:
+        Journal(str(path), "01234567")
+    assert caught.value.line == 12
+
+
 def test_what_could_not_be_written_is_written_later(path):
     journal = Journal(str(path), "01234567")
     writable, journal._fd = journal._fd, os.open(path, os.O_RDONLY)

@@ -184,6 +184,42 @@ def test_each_list_is_read_in_the_order_of_an_index(tmp_path_factory, order, ask
     assert any(index in plan for plan in plans), plans
 
 
+@pytest.mark.parametrize("order", ["created", "expiry", "name"])
+def test_the_last_page_costs_as_little_as_the_first(tmp_path, order):
+    """Counted in steps of SQLite's machine, a hundred at a time."""
+    store = Store(str(tmp_path / "certs.db"), ISSUER)
+    store.open()
+    store.run(lambda t: fill(t.connection, 4000, ISSUER, now=NOW))
+    steps = []
+
+    def job(transaction, wanted):
+        raw = transaction.connection.connection.driver_connection
+        steps.append(0)
+
+        def count():
+            steps[-1] += 1
+            return 0
+
+        raw.set_progress_handler(count, 100)
+        try:
+            return find_page(transaction.connection, wanted)
+        finally:
+            raw.set_progress_handler(None, 0)
+
+    place, wanted = (
+        None,
+        Wanted(ISSUER, states=("VALID",) if order == "created" else (), order=order, limit=50),
+    )
+    while True:
+        _, place = store.run(lambda t, w=wanted: job(t, w))
+        if place is None:
+            break
+        wanted = wanted._replace(after=place)
+    store.close()
+    assert len(steps) > 20
+    assert max(steps) <= 2 * steps[0] + 1
+
+
 def test_a_full_page_says_that_there_is_more_only_if_there_is(store):
     wanted = Wanted(ISSUER, states=("EXPIRED",))
     number = len(expected(store, wanted))

@@ -1,10 +1,12 @@
 """The journal of revocations and the database: each gets what it lacks, and a start compares only what came after the checkpoint."""
 
 import pytest
+import sqlalchemy as sa
 
 from appliance.certs.status import CertState
 from appliance.cms.journal import Journal
 from appliance.cms.revocations import Revocations
+from appliance.cms.schema import ends_of
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord
 
@@ -197,3 +199,42 @@ async def test_what_a_database_has_lost_while_the_service_ran_is_revoked_again(s
         CertState.REVOKED,
         CertState.VALID,
     ]
+
+
+def test_the_ends_of_the_audit_are_found_without_reading_it(site):
+    """A start asks for them. SQLite reads all records if it is asked for the first and the last together."""
+    assert site.store.run(lambda transaction: ends_of(transaction.connection)) is None
+    site.issue(1, 2, 3)
+
+    def job(transaction):
+        sent = []
+        connection = transaction.connection
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def note(_connection, _cursor, statement, *_):
+            sent.append(statement)
+
+        found = ends_of(connection)
+        sa.event.remove(connection, "before_cursor_execute", note)
+        return found, [
+            row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sent[0]}").all()
+        ]
+
+    found, plan = site.store.run(job)
+    assert found == (1, 3)
+    assert [line for line in plan if "audit" in line] == ["SEARCH audit"] * 2
+
+
+async def test_what_a_database_has_revoked_is_read_in_parts_and_each_gets_what_it_lacks(site, monkeypatch):
+    """A database server ends a question that takes some seconds, and a hundred thousand revocations are one."""
+    monkeypatch.setattr("appliance.cms.revocations._AT_ONCE", 2)
+    site.issue(*range(1, 12))
+    for serial in range(1, 8):
+        site.revoke(serial, journal=serial > 3)
+    site.journal.add([(9, 5)])
+    site.restart()
+    assert [record.serial for record in site.restored] == [9]
+    assert set(site.journal.known) == {1, 2, 3, 4, 5, 6, 7, 9}
+    assert {serial for serial in range(1, 12) if site.state(serial) is CertState.REVOKED} == set(
+        site.journal.known
+    )

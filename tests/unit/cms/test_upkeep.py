@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.certs.profiles import build_certificate, generate_key, subject_name
 from appliance.cms import audit as cms_audit
-from appliance.cms import daemon
+from appliance.cms import daemon, sweep
 from appliance.cms.audit import export_audit, prune_audit, verify_audit, verify_exported
 from appliance.cms.backup import backup, find_damage
 from appliance.cms.model import state_now, utc
+from appliance.cms.reading import counts
 from appliance.cms.schema import audit, meta
 from appliance.cms.service import CertificateService
 from appliance.cms.store import Store
@@ -24,6 +26,7 @@ from appliance.config.secret import FilePath
 from appliance.daemon.audit import GENESIS, verify_file
 from appliance.errors import ConfigurationError
 from tests.helpers.cms import Clock, effective, running
+from tests.helpers.live import until
 from tests.helpers.pki import site, write_keychain
 from tests.helpers.postgres import raw
 
@@ -296,3 +299,52 @@ async def test_the_clock_goes_on_while_a_backup_is_being_made_and_one_that_fails
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     assert "the database backup has failed" in caplog.text
+
+
+async def test_many_certificates_are_counted_beside_everything_else(tmp_path, monkeypatch):
+    """A start and a check of the health do not wait until a million rows are counted."""
+    may_end = threading.Event()
+
+    def held(connection, issuer):
+        may_end.wait(60)
+        return counts(connection, issuer)
+
+    monkeypatch.setattr("appliance.cms.health._COUNTED_AT_ONCE", 0)
+    monkeypatch.setattr("appliance.cms.health.counts", held)
+    try:
+        async with running(tmp_path) as service:
+            health = service.health
+            await health.check()
+            assert "certificates are being counted" in health.summary()
+            assert health.health.current["value.index"] == 1
+            may_end.set()
+            await until(lambda: health.states is not None)
+            assert "2 certificates" in health.summary()
+            assert health.health.current["cert_count"] == 2
+    finally:
+        may_end.set()
+
+
+def test_what_the_clock_changes_next_is_found_by_its_index(tmp_path):
+    """It is asked for each second; by issuer, SQLite would read a million certificates each time and keep all who ask waiting."""
+    made = Store(str(tmp_path / "certs.db"), "01234567")
+    made.open()
+
+    def job(transaction):
+        sent = []
+        connection = transaction.connection
+
+        @sa.event.listens_for(connection, "before_cursor_execute")
+        def note(_connection, _cursor, statement, parameters, *_):
+            sent.append((statement, parameters))
+
+        assert sweep._due(connection, {"now": 1_800_000_000, "by": ["01234567", "89abcdef"]}) == []
+        sa.event.remove(connection, "before_cursor_execute", note)
+        ((statement, parameters),) = sent
+        return [
+            row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+
+    plan = made.run(job)
+    made.close()
+    assert plan == ["SEARCH certs USING INDEX certs_due (next_at>? AND next_at<?)"]
