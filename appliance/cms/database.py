@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
+import socket
 import threading
 import time
-from typing import Final, Literal
+import weakref
+from collections.abc import Iterable
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
 from appliance.cms import schema
-from appliance.cms.dialect import Login, Role, engine_for, is_sqlite, login_of, reason, shown
+from appliance.cms.dialect import Login, Role, engine_for, is_sqlite, kind_of, login_of, reason, shown
 from appliance.errors import ConfigurationError, DatabaseLost
 
 __all__ = ["Backoff", "Database"]
@@ -20,6 +25,13 @@ _log: Final = logging.getLogger(__name__)
 _MOST_SAID: Final = 20
 _FIRST_S: Final = 0.1
 _LONGEST_S: Final = 2.0
+END_S: Final = 8.0
+"""Seconds for which an end of the service waits for an answer of the server. One that works refuses by itself after five."""
+_TIMELINE: Final = (
+    "SELECT CASE WHEN pg_is_in_recovery() THEN 0 "
+    "ELSE CAST(CAST('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS bit(32)) AS int) END"
+)
+"""PostgreSQL gives history a new number each time a standby becomes the primary."""
 
 
 class Backoff:
@@ -57,6 +69,11 @@ class Database:
         """The reasons that the log has, of this time."""
         self._lock = threading.Lock()
         self._engines: dict[tuple[Role, bool], sa.Engine] = {}
+        self._open: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        """The driver's connections to a server, each with its timeline."""
+        self._timeline = 0
+        """The latest timeline that was met: that of the primary."""
+        self._is_cut = False
 
     @property
     def name(self) -> str:
@@ -76,7 +93,11 @@ class Database:
                 if engine is None:
                     engine = engine_for(self.where, read_only=read_only, role=role, login=self.login)
                     self._engines[role, read_only] = engine
-            return engine.connect()
+            self._refuse_if_cut()
+            connection = engine.connect()
+            if self.is_server:
+                self._check(connection)
+            return connection  # noqa: TRY300 - the handlers below are for all of it
         except ImportError as error:
             raise ConfigurationError(
                 f"the database {self.name} needs a driver that is not installed: {error}; install "
@@ -86,6 +107,64 @@ class Database:
             if not self.is_server:
                 raise
             raise DatabaseLost(f"the database {self.name} cannot be used: {reason(error)}") from error
+
+    def _check(self, connection: sa.Connection) -> None:
+        """Note a new connection, and which server it is to.
+
+        A former primary that was cut off from its standby may still take connections, while its standby has taken over. What it says
+        counts no more, and what is connected to it has to find the new one.
+
+        Raises:
+            DatabaseLost: It is to a former primary.
+        """
+        driver: Any = connection.connection.driver_connection
+        with self._lock:
+            self._open[driver] = 0
+        try:
+            self._refuse_if_cut()
+            timeline = _timeline(connection)
+            with self._lock:
+                before, self._timeline = self._timeline, max(timeline, self._timeline)
+                self._open[driver] = timeline
+                former = [other for other, its in self._open.items() if 0 < its < self._timeline]
+            if 0 < timeline < self._timeline:
+                raise DatabaseLost(  # noqa: TRY301 - the handler below closes it
+                    f"the database {self.name} cannot be used: this server was the primary before another one took over (timeline "
+                    f"{timeline}, the other one has {self._timeline}); stop it, or have the name lead to the other one"
+                )
+        except BaseException:
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                connection.invalidate()
+                connection.close()
+            raise
+        if 0 < before < timeline:
+            _log.warning(
+                "another server is the primary of the database %s now (timeline %d after %d)",
+                self.name,
+                timeline,
+                before,
+                extra={"event": "database-primary"},
+            )
+            _cut(former)
+
+    def _refuse_if_cut(self) -> None:
+        if self._is_cut:
+            raise DatabaseLost(f"the database {self.name} is not asked any more: the service stops")
+
+    def end(self, thread: threading.Thread) -> None:
+        """Wait until a thread has ended. If it waits for a server that does not answer, all connections are taken away."""
+        thread.join(END_S if self.is_server and not self._is_cut else None)
+        if thread.is_alive():
+            self.cut()
+            thread.join()
+
+    def cut(self) -> None:
+        """End all connections, because the server does not answer: whoever waits gets an error. There are no further ones."""
+        with self._lock:
+            self._is_cut = True
+            found = list(self._open)
+        _log.warning("the database %s does not answer, so the service stops without it", self.name)
+        _cut(found)
 
     def failed(self, error: BaseException) -> None:
         """Note that a connection was lost or could not be opened."""
@@ -132,3 +211,21 @@ class Database:
             for engine in self._engines.values():
                 engine.dispose()
             self._engines.clear()
+
+
+def _timeline(connection: sa.Connection) -> int:
+    """Return the timeline of a server; 0 if it does not say, as some that only speak PostgreSQL's protocol."""
+    try:
+        with connection.begin():
+            return int(connection.exec_driver_sql(_TIMELINE).scalar_one())
+    except sa.exc.DBAPIError as error:
+        if kind_of(error) == "other":
+            return 0
+        raise
+
+
+def _cut(drivers: Iterable[Any]) -> None:
+    """End connections of the driver that other threads use: their next word from the server is that it is gone."""
+    for driver in drivers:
+        with contextlib.suppress(Exception), socket.socket(fileno=os.dup(driver.fileno())) as its:
+            its.shutdown(socket.SHUT_RDWR)

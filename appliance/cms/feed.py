@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
@@ -152,7 +153,7 @@ class Feed:
         if self._thread is not None:
             self._stopping = True
             self.look()
-            self._thread.join()
+            self._database.end(self._thread)
             self._thread = None
         self._wake.close()
         self._woken.close()
@@ -212,7 +213,7 @@ class Feed:
             self.on_change(found.changes)
         if found.is_authority or found.is_all:
             self.on_authority()
-        if found.seq > known[0] and not found.is_other:
+        if found.seq > known[0] and not found.is_other and not found.is_all:
             self.on_ends(found.ends, found.seq)
         self.on_look()
         waiting, self._waiting = self._waiting, []
@@ -369,7 +370,8 @@ class OthersRevocations:
         self._readers = readers
         self._journal = journal
         self._issuers = issuers
-        self._waiting: deque[tuple[Sequence[int], int]] = deque()
+        self._waiting: deque[tuple[Sequence[int] | None, int]] = deque()
+        """Certificates that may be revoked, each with the number of the last record read with them; None: it may be any."""
         self._task: asyncio.Task[None] | None = None
 
     def take(self, serials: Sequence[int], seq: int) -> None:
@@ -378,6 +380,11 @@ class OthersRevocations:
             self.seq = seq
             return
         self._waiting.append((serials, seq))
+        self.go_on()
+
+    def take_all(self, seq: int) -> None:
+        """Add all that is revoked, soon: records up to ``seq`` were removed as old before this node has read them."""
+        self._waiting.append((None, seq))
         self.go_on()
 
     def go_on(self) -> None:
@@ -392,9 +399,10 @@ class OthersRevocations:
     async def _work(self) -> None:
         while self._waiting:
             serials, seq = self._waiting[0]
-            news = [serial for serial in serials if serial not in self._journal.known]
             try:
-                if news:
+                if serials is None:
+                    await self._add_all()
+                elif news := [serial for serial in serials if serial not in self._journal.known]:
                     await self._add(news)
             except JournalError as error:
                 _log.error(
@@ -406,14 +414,31 @@ class OthersRevocations:
             self._waiting.popleft()
             self.seq = seq
 
-    async def _add(self, serials: Sequence[int]) -> None:
-        query = sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
-            certs.c.issuer.in_(list(self._issuers())),
-            certs.c.serial.in_(serials),
-            certs.c.state == CertState.REVOKED.value,
+    def _revoked(self) -> sa.Select[Any]:
+        return sa.select(certs.c.serial, certs.c.state_date, certs.c.barred).where(
+            certs.c.issuer.in_(list(self._issuers())), certs.c.state == CertState.REVOKED.value
         )
-        rows = await self._readers.read(lambda connection: connection.execute(query).all())
+
+    async def _add(self, serials: Sequence[int]) -> None:
+        query = self._revoked().where(certs.c.serial.in_(serials))
+        self._write(await self._readers.read(partial(_all_of, query)))
+
+    async def _add_all(self) -> None:
+        last = 0
+        while True:
+            query = self._revoked().where(certs.c.serial > last).order_by(certs.c.serial).limit(_AT_ONCE)
+            rows = await self._readers.read_much(partial(_all_of, query))
+            self._write([row for row in rows if row.serial not in self._journal.known])
+            if len(rows) < _AT_ONCE:
+                return
+            last = int(rows[-1].serial)
+
+    def _write(self, rows: Sequence[Any]) -> None:
         self._journal.add(
             [(int(row.serial), int(row.state_date)) for row in rows],
             barred=[int(row.serial) for row in rows if row.barred],
         )
+
+
+def _all_of(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Any]:
+    return connection.execute(query).all()

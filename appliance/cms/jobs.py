@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from appliance.cms.transaction import Job
@@ -27,6 +27,7 @@ class Waiting:
         "subjects",
         "timer",
         "trial",
+        "undone",
     )
 
     def __init__(
@@ -37,12 +38,15 @@ class Waiting:
         future: asyncio.Future[Any] | None = None,
         *,
         trial: bool = False,
+        undone: Callable[[], None] | None = None,
     ) -> None:
         self.job = job
         self.subjects = subjects
         self.keys = keys
         self.future = future
         self.trial = trial
+        self.undone = undone
+        """Called on the event loop when it is known that nothing was done, after its waiter has given up."""
         self.timer: asyncio.TimerHandle | None = None
         self.is_late = False
         """Whether its waiter has been told that the database is lost."""

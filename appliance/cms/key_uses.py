@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -48,12 +48,18 @@ class KeyUses:
 
     def prefetch(self, keys: Iterable[tuple[str, str]]) -> None:
         """Read the uses of many keys at once."""
-        wanted = set(keys) - self._read
-        if not wanted:
-            return
-        keys = list(wanted)
-        rows = OF_KEYS.rows(self._connection, [key_id for key_id, _ in keys], [skid for _, skid in keys])
-        self._read |= wanted
+        wanted = list(self.missing(keys))
+        if wanted:
+            names = [key_id for key_id, _ in wanted], [skid for _, skid in wanted]
+            self.take(wanted, OF_KEYS.rows(self._connection, *names))
+
+    def missing(self, keys: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Return those of some keys whose uses were not read yet."""
+        return set(keys) - self._read
+
+    def take(self, keys: Iterable[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> None:
+        """Take what was read of keys: what is alike, and the first and the last subject."""
+        self._read.update(keys)
         for key_id, skid, usage, barred, first, last in rows:
             uses = {KeyUse(subject, usage, bool(barred)) for subject in (first, last)}
             self._by_key.setdefault(key_id, set()).update(uses)

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -215,6 +216,7 @@ class Lifecycle:
         at = posix(now)
         key = asked.key
         address = peer_key(actor.peer)
+        answering = self.deliveries.answering
         others: list[CertRecord] = []
         seq = 0
 
@@ -278,7 +280,7 @@ class Lifecycle:
             if record.state is CertState.PENDING_APPROVAL:
                 self.waiting.add(transaction, record.came_from)
             if will_answer:
-                self.deliveries.answering.add(record.serial)
+                answering.add(record.serial)
             facts = {**request.facts, **actor.facts(), **named(request)}
             facts |= facts_of(request, record, by_admin=by_admin)
             facts["why"] = (
@@ -289,11 +291,16 @@ class Lifecycle:
             return record
 
         try:
-            record = await self.store.submit(job, key, key=(asked.key_id, asked.skid))
+            record = await self.store.submit(
+                job,
+                key,
+                key=(asked.key_id, asked.skid),
+                undone=partial(answering.discard, asked.serial),
+            )
         except DatabaseLost:
             raise  # perhaps it is recorded: `_unclaimed` learns it, and nobody gets an answer until then
         except BaseException:
-            self.deliveries.answering.discard(asked.serial)
+            answering.discard(asked.serial)
             raise
         for other in others:
             if other.state is CertState.REVOKED:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from appliance.cms.database import END_S
 from appliance.cms.transaction import StoreError
 from appliance.errors import ApplianceError
 
@@ -106,11 +107,19 @@ class SharedLimits:
 
     Args:
         connect: Opens a connection to the database server.
+        cut: Ends all connections to a server that does not answer, when the service stops.
         wait_s: For so long a server that cannot be reached is tried again, in seconds.
     """
 
-    def __init__(self, connect: Callable[[], sa.Connection], *, wait_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], sa.Connection],
+        *,
+        cut: Callable[[], None] = lambda: None,
+        wait_s: float = 5.0,
+    ) -> None:
         self._connect = connect
+        self._cut = cut
         self._wait_s = wait_s
         self._stopping = threading.Event()
         self._connection: sa.Connection | None = None
@@ -217,7 +226,10 @@ class SharedLimits:
         waiting, self._waiting = self._waiting, []
         _fail(waiting, StoreError("the service stops"))
         if self._asking is not None:
-            await self._asking
+            await asyncio.wait([self._asking], timeout=END_S)
+            if self._asking is not None:
+                self._cut()
+                await self._asking
         await asyncio.get_running_loop().run_in_executor(self._thread, self._forget_connection)
         self._thread.shutdown()
 

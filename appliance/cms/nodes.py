@@ -28,6 +28,8 @@ _log: Final = logging.getLogger(__name__)
 BEAT_S: Final = 2.0
 SILENT_S: Final = 10.0
 """Seconds without a beat after which a node counts as dead, though its lock is held: it is frozen, or its host is."""
+PRIMARY_S: Final = 10.0
+"""Seconds after which a node looks whether another server has taken over, though the former one still answers."""
 FORGOTTEN_S: Final = 60.0
 """Seconds after which a dead node is forgotten."""
 _ENTER_S: Final = 10.0
@@ -175,9 +177,13 @@ class Nodes:
     def stop(self) -> None:
         """Say that this node has ended."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        thread, self._thread = self._thread, None
+        if thread is None:
+            thread = threading.Thread(target=self._leave, name="nodes", daemon=True)
+            thread.start()
+        self.store.database.end(thread)
+
+    def _leave(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(sa.exc.SQLAlchemyError), connection.begin():
@@ -219,7 +225,7 @@ class Nodes:
 
     def _work(self) -> None:
         database, backoff = self.store.database, Backoff()
-        pause = BEAT_S
+        pause, asked_at = BEAT_S, time.monotonic()
         while not self._stop.wait(pause):
             try:
                 if self._connection is None:
@@ -235,6 +241,10 @@ class Nodes:
                         continue
                     self._connection = connection
                 self._beat(self._connection)
+                if time.monotonic() - asked_at >= PRIMARY_S:
+                    # The name may lead to another server meanwhile, which `connect` notices.
+                    database.connect("nodes").close()
+                    asked_at = time.monotonic()
             except (sa.exc.SQLAlchemyError, ApplianceError) as error:
                 database.failed(error)
                 self._drop()
@@ -247,6 +257,7 @@ class Nodes:
                 database.works()
                 backoff.reset()
                 pause = BEAT_S
+        self._leave()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -542,7 +542,7 @@ class Publisher:
         pv.answer_all(failure)
         self.rest(pv)
 
-    async def _sign_newest(self, pv: StatusPV) -> SigningError | None:
+    async def _sign_newest(self, pv: StatusPV) -> ApplianceError | None:
         serial = pv.serial
         record = self._to_sign.pop(pv)
         now = self.lifecycle.clock()
@@ -554,6 +554,11 @@ class Publisher:
                 if pv not in self._to_sign:
                     self._go_without(pv, wanted, now.timestamp())
                 return SigningError(UNREACHABLE)
+            if pv not in self._to_sign and not self.is_fresh() and not self._knows(serial):
+                # The database was lost while the token had other work. Somebody may have changed it meanwhile.
+                self._go_without(pv, wanted, now.timestamp())
+                self._untold.add(serial)
+                return CannotKnow()
             wanted = self._signed(wanted, signature)
         if pv not in self._to_sign and self._pvs.get(serial) is pv:  # otherwise it was forgotten meanwhile
             self._show(pv, self._answer(serial, record, now, wanted), wanted)

@@ -131,7 +131,7 @@ class _Thread:
     def close(self) -> None:
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join()
+            self._database.end(self._thread)
             self._thread = None
 
     def _work(self) -> None:

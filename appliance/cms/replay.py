@@ -20,10 +20,11 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 
+from appliance.cms.grouped import insert_missing
 from appliance.cms.inuse import is_at
 from appliance.cms.schema import audit, known, meta, replay
 from appliance.cms.store import Store
-from appliance.cms.transaction import StoreError, Transaction, insert_missing
+from appliance.cms.transaction import StoreError, Transaction
 from appliance.config.files import write_private
 from appliance.errors import ApplianceError, ConfigurationError
 

@@ -113,7 +113,7 @@ class CertificateService:
         )
         memory = self.lifecycle.memory
         self.feed = Feed(store.database)
-        self.feed.on_change, self.feed.on_all = memory.change, memory.change_all
+        self.feed.on_change, self.feed.on_all = memory.change, self._all_may_have_changed
         self.feed.on_ends, self.feed.on_look = self.lifecycle.others.take, self._looked
         self.feed.own_head = lambda: store._seen[0] if store._seen is not None else 0
         self.feed.on_restored = self._restored
@@ -129,7 +129,9 @@ class CertificateService:
         self.limits = (
             None
             if is_sqlite(settings.db)
-            else SharedLimits(partial(store.database.connect, "limits"), wait_s=settings.db_wait_s)
+            else SharedLimits(
+                partial(store.database.connect, "limits"), cut=store.database.cut, wait_s=settings.db_wait_s
+            )
         )
         self.counters = Counters()
         issuer = authority.issuer
@@ -457,6 +459,10 @@ class CertificateService:
         self.store.close()
         self.journal.close()
         self.token_journal.close()
+
+    def _all_may_have_changed(self) -> None:
+        self.lifecycle.memory.change_all()
+        self.lifecycle.others.take_all(self.feed.seq)
 
     def _looked(self) -> None:
         """Do what waits for a database that can be read."""

@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
+from appliance.cms.grouped import LastCommit
 from appliance.cms.inuse import InUse
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.statements import rows_of
@@ -55,13 +56,6 @@ _WRITING: Final = 37428
 """Lock of the commit that is being made."""
 _START_S: Final = 60.0
 """Seconds for which a start waits for a server that cannot be reached, and for another start."""
-
-_LAST_COMMIT: Final = (
-    sa.update(schema.nodes)
-    .where(schema.nodes.c.node == sa.bindparam("me"))
-    .values(last_commit=sa.bindparam("token"))
-)
-_NOTIFY: Final = sa.text(f"SELECT pg_notify('{CHANNEL}', :seq)")
 
 
 class Store:
@@ -397,24 +391,23 @@ class Store:
                 restored = True
                 if self.restored is not None:
                     self.restored(transaction, self._seen)
-            before = transaction.audit_head[0]
             transaction.prefetch(
                 [subject for item in group for subject in item.subjects],
                 [key for item in group for key in item.keys],
             )
+            before = transaction.audit_head[0]
             for item in group:
                 try:
                     results.append((item.job(transaction), None))
                 except ApplianceError as error:
                     results.append((None, error))
-            transaction.flush()
             head = transaction.audit_head
-            if head[0] != before or restored:
-                connection.execute(_NOTIFY, {"seq": str(head[0])})
-            if self.node:
-                found = connection.execute(_LAST_COMMIT, {"me": self.node, "token": token})
-                if found.rowcount == 0 and self.enter is not None:
-                    self.enter(connection, token)
+            is_known = transaction.finish(
+                LastCommit(self.node, token) if self.node else None,
+                (CHANNEL, str(head[0])) if head[0] != before or restored else None,
+            )
+            if self.node and not is_known and self.enter is not None:
+                self.enter(connection, token)
             for item in group:
                 item.is_open = True
             if any(item.is_late for item in group):
@@ -448,8 +441,8 @@ class Store:
         if (self._told or self._failed_at is not None) and (not trial or self.healthy):
             self._recovered()
 
-    def _settle(self, connection: sa.Connection) -> Question | None:
-        """Answer an open question; return it if what it is about was committed."""
+    def _settle(self, connection: sa.Connection, doing: Sequence[Waiting]) -> Question | None:
+        """Answer an open question; return it if what it is about was committed. What is being done is done again otherwise."""
         question = self._question
         if question is None:
             return None
@@ -458,6 +451,9 @@ class Store:
         if not was:
             for item in question.group:
                 item.is_open = False
+            if question.group is not doing:
+                nothing = (None, DatabaseLost("nothing was done"))
+                self._hand_over(question.group, [nothing] * len(question.group))
             return None
         self._committed(question.head, trial=True)
         return question
@@ -485,7 +481,7 @@ class Store:
         while True:
             try:
                 connection = self._reach()
-                question = self._settle(connection)
+                question = self._settle(connection, doing)
                 if question is not None:
                     if question.group is doing:
                         return merged(group, doing, question.results)
@@ -562,7 +558,7 @@ class Store:
         if self._thread is not None:
             self._send()
             self._queue.put(None)
-            self._thread.join()
+            self.database.end(self._thread)
             self._thread = None
         if self._connection is not None:
             with contextlib.suppress(sa.exc.SQLAlchemyError):
@@ -587,6 +583,8 @@ class Store:
                 item.timer = None
             if item.is_late and error is None and self.unclaimed is not None:
                 self.unclaimed(result)
+            elif item.is_late and error is not None and not item.is_open and item.undone is not None:
+                item.undone()
             if item.future is None or item.future.done():
                 continue
             if error is None:
@@ -605,6 +603,7 @@ class Store:
         key: tuple[str, str] | None = None,
         trial: bool = False,
         patient: bool = False,
+        undone: Callable[[], None] | None = None,
     ) -> asyncio.Future[_T]:
         """Queue a job; the future is done when its transaction is committed.
 
@@ -614,13 +613,14 @@ class Store:
             key: The key that it will ask for, by ``key_id`` and ``skid``.
             trial: Whether it only tests that the database can be written.
             patient: Whether it may take longer than others wait.
+            undone: Called when it is known that nothing was done, if the future's DatabaseLost came before that.
 
         Returns:
             A future, which raises what the job raised, StoreError, or DatabaseLost.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
-        item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial)
+        item = Waiting(job, subjects, () if key is None else (key,), future, trial=trial, undone=undone)
         if self.database.is_server and not patient:
             item.timer = loop.call_later(self.wait_s, item.expire)
         if not self._submitted or self._loop is not loop:
@@ -728,8 +728,9 @@ class Store:
                     except ApplianceError as error:
                         results.append((None, error))
                 transaction.flush()
+                head = transaction.audit_head
             self.commits += 1
-            self._audit_head = transaction.audit_head
+            self._audit_head = head
             self._in_use.remember(self.where + "-wal")
             # What was committed to a removed file is lost, so it was not done.
             lost = self._lost()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
 from appliance.certs.status import CertState
-from appliance.cms import schema
+from appliance.cms import grouped, schema
+from appliance.cms.grouped import LastCommit
 from appliance.cms.key_uses import KeyUse, KeyUses
-from appliance.cms.statements import Several, rows_of
+from appliance.cms.statements import Several
 from appliance.daemon.audit import GENESIS, canonical, chain_canonical
 from appliance.errors import ApplianceError
 
@@ -29,7 +29,6 @@ __all__ = [
     "as_it_ends",
     "clean",
     "doubt_undelivered",
-    "insert_missing",
     "live_records",
     "mark_delivered",
     "mark_doubted",
@@ -39,6 +38,7 @@ __all__ = [
 _LARGEST: Final = (1 << 63) - 1
 """The largest serial number that is issued and that the database can hold."""
 _MAX_FACT: Final = 1024
+_CHANGED: Final = "a certificate's state has changed in the meantime; look again"
 IN_DOUBT: Final = 2
 LIVE: Final = (
     CertState.VALID,
@@ -106,29 +106,6 @@ _COLUMNS: Final = tuple(schema.certs.c[name] for name in CertRecord._fields)
 _ROWS: Final = sa.select(*_COLUMNS)
 OF_SUBJECTS: Final = Several(f"SELECT {', '.join(CertRecord._fields)} FROM certs WHERE subject {{}}")  # noqa: S608 - our own names
 _OF_SERIAL: Final = _ROWS.where(schema.certs.c.serial == sa.bindparam("number"))
-_RENEW: Final = (
-    sa.update(schema.certs)
-    .where(schema.certs.c.serial == sa.bindparam("number"), schema.certs.c.state == sa.bindparam("was"))
-    .values(
-        renew_by=sa.bindparam("by"),
-        renewed_at=sa.bindparam("at"),
-        state=sa.bindparam("becomes"),
-        state_date=sa.bindparam("since"),
-        next_at=sa.bindparam("next"),
-    )
-)
-_RENEWED: Final = {
-    "number": "bigint", "was": "text", "by": "bigint", "at": "bigint", "becomes": "text", "since": "bigint", "next": "bigint",
-}  # fmt: skip
-"""What `_RENEW` needs of each certificate, with its type in PostgreSQL."""
-_MOST_ROWS: Final = 32
-"""For each number of rows there is a statement, which stays prepared."""
-_AT_ONCE: Final = 500
-_DELIVERED: Final = (
-    sa.update(schema.certs)
-    .where(schema.certs.c.serial.in_(sa.bindparam("numbers", expanding=True)))
-    .values(delivered=1)
-)
 _AUDIT_HEAD: Final = (
     sa.select(schema.audit.c.seq, schema.audit.c.hash).order_by(schema.audit.c.seq.desc()).limit(1)
 )
@@ -180,22 +157,39 @@ class Transaction:
         self._new_audit: list[dict[str, Any]] = []
         self._renewed: list[dict[str, Any]] = []
         self._by_subject: dict[str, list[CertRecord]] = {}
-        if audit_head is None:
-            last = connection.execute(_AUDIT_HEAD).first()
-            audit_head = (0, GENESIS) if last is None else (last.seq, last.hash)
-        self._seq, self._hash = audit_head
+        self._is_server = connection.dialect.name != "sqlite"
+        self._head = audit_head
+        """The last audit record; None until it was read, on a server together with what is read first."""
 
     def prefetch(self, subjects: Iterable[str], keys: Iterable[tuple[str, str]] = ()) -> None:
         """Read what is known about many subjects, and about keys (``key_id`` and ``skid``), at once."""
-        self._keys.prefetch(keys)
         wanted = [subject for subject in set(subjects) if subject not in self._by_subject]
+        if wanted and self._renewed:
+            self.flush()  # the rows that are read must have it
+        if self._is_server:
+            self._read(wanted, self._keys.missing(keys))
+            return
+        self._keys.prefetch(keys)
         if not wanted:
             return
-        if self._renewed:
-            self.flush()  # the rows that are read must have it
         for subject in wanted:
             self._by_subject[subject] = []
-        for row in OF_SUBJECTS.rows(self.connection, wanted):
+        self._take(OF_SUBJECTS.rows(self.connection, wanted))
+
+    def _read(self, subjects: Sequence[str], keys: Collection[tuple[str, str]]) -> None:
+        """Read from a database server what is known about subjects and keys, and the end of the audit, at once."""
+        if not subjects and not keys and self._head is not None:
+            return
+        found = grouped.read(self.connection, CertRecord._fields, subjects, keys)
+        if self._head is None:
+            self._head = found.head or (0, GENESIS)
+        self._keys.take(keys, found.uses)
+        for subject in subjects:
+            self._by_subject[subject] = []
+        self._take(found.certs)
+
+    def _take(self, rows: Iterable[Sequence[Any]]) -> None:
+        for row in rows:
             found = _record(row)
             if found.issuer in self._authorities:
                 self._by_subject[found.subject].append(found)
@@ -207,6 +201,8 @@ class Transaction:
 
     def of_key(self, key_id: str, skid: str) -> list[KeyUse]:
         """Return what a key was used for, whatever has become of it."""
+        if self._is_server:
+            self._read((), self._keys.missing(((key_id, skid),)))
         return self._keys.of(key_id, skid)
 
     def key_of(self, serial: int) -> tuple[str, str]:
@@ -364,19 +360,20 @@ class Transaction:
             facts: Further members of the record; control characters are replaced.
         """
         facts = {key: clean(value) for key, value in facts.items()}
-        self._seq += 1
+        seq, before = self.audit_head
+        seq += 1
         number = "" if serial is None else str(serial)
-        record = {"seq": self._seq, "at": at, "action": action, "serial": number, **facts}
+        record = {"seq": seq, "at": at, "action": action, "serial": number, **facts}
         text = canonical(record)
-        self._hash = chain_canonical(self._hash, text)
+        self._head = seq, chain_canonical(before, text)
         self._new_audit.append(
             {
-                "seq": self._seq,
+                "seq": seq,
                 "at": at,
                 "action": action,
                 "serial": number,
                 "record": text.decode(),
-                "hash": self._hash,
+                "hash": self._head[1],
             }
         )
 
@@ -393,107 +390,71 @@ class Transaction:
     @property
     def audit_head(self) -> tuple[int, str]:
         """Sequence number and hash of the last audit record."""
-        return self._seq, self._hash
+        if self._head is None:
+            last = self.connection.execute(_AUDIT_HEAD).first()
+            self._head = (0, GENESIS) if last is None else (last.seq, last.hash)
+        return self._head
 
     def flush(self) -> None:
         """Write what has been added."""
+        if self._is_server:
+            self._write()
+            return
         if self._new_certs:
-            _insert(self.connection, schema.certs, self._new_certs)
+            grouped.insert(self.connection, schema.certs, self._new_certs)
+        if self._renewed:
+            changed = grouped.renew(self.connection, self._renewed)
+            if changed not in (len(self._renewed), -1):  # -1: this database's driver does not say
+                raise StoreError(_CHANGED)
+        if self._new_audit:
+            grouped.insert(self.connection, schema.audit, self._new_audit)
+        self._written()
+
+    def finish(self, commit: LastCommit | None, notify: tuple[str, str] | None) -> bool:
+        """Write what has been added, and what else a commit on a database server writes, at once.
+
+        Args:
+            commit: What the row of this node gets.
+            notify: A channel, and what those who listen to it are told.
+
+        Returns:
+            Whether the database knows this node.
+        """
+        return bool(self._write(commit, notify).nodes)
+
+    def _write(
+        self, commit: LastCommit | None = None, notify: tuple[str, str] | None = None
+    ) -> grouped.Written:
+        first: grouped.Rows = ()
+        for later in grouped.each_once(self._renewed):
+            self._renew_some(first)
+            first = later
+        written = grouped.write(
+            self.connection,
+            certs=self._new_certs,
+            audit=self._new_audit,
+            renewed=first,
+            commit=commit,
+            notify=notify,
+        )
+        if written.renewed != len(first):
+            raise StoreError(_CHANGED)
+        self._written()
+        return written
+
+    def _renew_some(self, rows: grouped.Rows) -> None:
+        if grouped.write(self.connection, renewed=rows).renewed != len(rows):
+            raise StoreError(_CHANGED)
+
+    def _written(self) -> None:
+        """Note that the database has all that was added."""
+        if self._new_certs:
             for subject, records in self._new_by_subject.items():
                 if subject in self._by_subject:
                     self._by_subject[subject] += records
             self._new_by_subject = {}
             self._keys.forget()
-            self._new_certs = []
-        if self._renewed:
-            renewed, self._renewed = self._renewed, []
-            changed = _renew(self.connection, renewed)
-            if changed not in (len(renewed), -1):  # -1: this database's driver does not say
-                raise StoreError("a certificate's state has changed in the meantime; look again")
-        if self._new_audit:
-            _insert(self.connection, schema.audit, self._new_audit)
-            self._new_audit = []
-
-
-def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write new rows, all with the columns of the first one.
-
-    The database gets many rows in one statement. In each step of a statement other threads run, and then this one waits for its turn
-    again: with a step for each row the two threads of the service would spend more time on that than on the rows.
-    """
-    columns = tuple(rows[0])
-    if connection.dialect.name != "sqlite":
-        if len(rows) == 1:
-            connection.execute(sa.insert(table), rows[0])
-            return
-        _execute_arrays(connection, _insert_arrays_text(table, columns), columns, rows)
-        return
-    for at in range(0, len(rows), _MOST_ROWS):
-        some = rows[at : at + _MOST_ROWS]
-        values = tuple(row[column] for row in some for column in columns)
-        rows_of(connection, _insert_text(table, columns, len(some)), values)
-
-
-def insert_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write those of new rows that are not there yet, all with the columns of the first one."""
-    columns = tuple(rows[0])
-    unless = " ON CONFLICT DO NOTHING"
-    if connection.dialect.name == "sqlite":
-        values = [tuple(row[name] for name in columns) for row in rows]
-        connection.exec_driver_sql(_insert_text(table, columns, 1) + unless, values)
-    else:
-        _execute_arrays(connection, _insert_arrays_text(table, columns) + unless, columns, rows)
-
-
-def _renew(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Write renewals; return how many there were, or -1 if the database's driver does not say."""
-    if connection.dialect.name == "sqlite":
-        return connection.execute(_RENEW, rows).rowcount
-    done = 0
-    while rows:
-        # A later one of the same certificate begins with what the first one has made.
-        first = {row["number"]: row for row in reversed(rows)}
-        done += _execute_arrays(connection, _RENEW_ARRAYS, tuple(_RENEWED), [*first.values()])
-        rows = [row for row in rows if first[row["number"]] is not row]
-    return done
-
-
-def _execute_arrays(
-    connection: sa.Connection, text: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
-) -> int:
-    """Have a server do one statement for many rows, each column of which is an array.
-
-    Never with `executemany`: the driver then sends statement after statement without an end (a pipeline). None of the server's time
-    limits counts between them, so a process that is frozen there would keep the writers' lock from all other nodes.
-    """
-    return connection.exec_driver_sql(text, tuple([row[name] for row in rows] for name in columns)).rowcount
-
-
-def _arrays(types: Iterable[str]) -> str:
-    return ", ".join(f"CAST(%s AS {kind}[])" for kind in types)
-
-
-_RENEW_ARRAYS: Final = (
-    "UPDATE certs SET renew_by = a.by, renewed_at = a.at, state = a.becomes, state_date = a.since, "  # noqa: S608 - our own names
-    f"next_at = a.next FROM unnest({_arrays(_RENEWED.values())}) AS a({', '.join(_RENEWED)}) "
-    "WHERE certs.serial = a.number AND certs.state = a.was"
-)
-
-
-@lru_cache(maxsize=64)
-def _insert_arrays_text(table: sa.Table, columns: tuple[str, ...]) -> str:
-    # Text and bigint: what does not fit into the column is an error then, and not cut off.
-    kinds = {bool: "boolean", int: "bigint", str: "text"}
-    arrays = _arrays(kinds[table.c[name].type.python_type] for name in columns)
-    # Names of this program's own tables and columns, and nothing else.
-    return f"INSERT INTO {table.name} ({', '.join(table.c[name].name for name in columns)}) SELECT * FROM unnest({arrays})"  # noqa: S608
-
-
-@lru_cache(maxsize=256)
-def _insert_text(table: sa.Table, columns: tuple[str, ...], count: int) -> str:
-    row = f"({', '.join('?' * len(columns))})"
-    # Names of this program's own tables and columns, and nothing else.
-    return f"INSERT INTO {table.name} ({', '.join(table.c[name].name for name in columns)}) VALUES {', '.join([row] * count)}"  # noqa: S608
+        self._new_certs, self._renewed, self._new_audit = [], [], []
 
 
 Job = Callable[[Transaction], Any]
@@ -521,8 +482,7 @@ def mark_delivered(serials: Sequence[int]) -> Job:
 
     def job(transaction: Transaction) -> None:
         transaction.flush()
-        for at in range(0, len(serials), _AT_ONCE):
-            transaction.connection.execute(_DELIVERED, {"numbers": serials[at : at + _AT_ONCE]})
+        grouped.deliver(transaction.connection, serials)
 
     return job
 

@@ -18,6 +18,9 @@ from tests.helpers.cms import Process
 from tests.helpers.history import AuditRecord
 from tests.helpers.postgres import Server
 
+START_S = 300.0
+"""A node starts in two seconds. It may be that this machine does something else for a while."""
+
 
 class Node:
     """One ``pvacms`` with a directory and ports of its own, which it keeps over its lives."""
@@ -41,7 +44,7 @@ class Node:
             EPICS_PVACMS_NODE=self.name,
             **ports,
         )
-        self.process.ready(90)
+        self.process.ready(START_S)
         self.tcp_port, self.tls_port = self.process.tcp_port, self.process.tls_port
         self.is_up = True
         return self
@@ -68,7 +71,10 @@ class Node:
 
     @property
     def log(self) -> str:
-        return "" if self.process is None else "".join(self.process.log)
+        """What it has logged up to now."""
+        if self.process is None:
+            return ""
+        return "".join([*self.process.log, *(line for line in list(self.process._err.queue) if line)])
 
 
 class Cluster:
@@ -128,6 +134,21 @@ class Cluster:
         self.server.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pvacms%'"
         )
+
+    @property
+    def situation(self) -> str:
+        """What an engineer wants to see of a test that failed."""
+        activity = (
+            "SELECT application_name, pid, state, wait_event, now() - state_change, left(query, 200) FROM pg_stat_activity "
+            "WHERE datname IS NOT NULL ORDER BY application_name"
+        )
+        locks = "SELECT pid, objid, granted FROM pg_locks WHERE locktype = 'advisory' ORDER BY objid, granted"
+        lines = [
+            f"{name}: {line}" for name, node in self.nodes.items() for line in node.log.splitlines()[-30:]
+        ]
+        with contextlib.suppress(Exception):
+            lines += [str(row) for query in (activity, locks) for row in self.server.sql(query)]
+        return "\n".join(lines)
 
     def audit(self) -> list[AuditRecord]:
         rows = self.server.sql("SELECT record, hash FROM audit ORDER BY seq", self.database)

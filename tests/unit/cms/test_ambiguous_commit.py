@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import uuid
 
@@ -14,7 +15,7 @@ from appliance.certs.status import CertState
 from appliance.cms import reading
 from appliance.cms.audit import verify_audit
 from appliance.cms.dialect import Login
-from appliance.cms.jobs import Waiting
+from appliance.cms.jobs import Question, Waiting
 from appliance.cms.nodes import Nodes
 from appliance.cms.reading import Readers
 from appliance.cms.store import Store
@@ -308,14 +309,23 @@ async def test_a_node_whose_host_is_gone_keeps_no_lock_for_long(site):
 
 async def test_a_question_to_a_server_that_is_frozen_ends(site, monkeypatch):
     readers, thawed, asked = Readers(site.store.database), threading.Event(), []
+    begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def frozen(_connection):
+        begun.put(None)
+        thawed.wait(60)
+
     try:
+        stuck = [asyncio.ensure_future(read(frozen)) for read in (readers.read, readers.read_much)]
+        for _ in stuck:
+            await asyncio.to_thread(begun.get, timeout=60)
         with monkeypatch.context() as short:
             short.setattr(reading, "_SILENT_S", {"reader": 0.1, "list": 0.1})
             for read in (readers.read, readers.read_much):
-                for job in (lambda _: thawed.wait(60), asked.append):
-                    with pytest.raises(DatabaseLost, match="does not answer"):
-                        await read(job)
+                with pytest.raises(DatabaseLost, match="does not answer"):
+                    await read(asked.append)
         thawed.set()
+        await asyncio.gather(*stuck, return_exceptions=True)
         assert [await read(lambda _: 1) for read in (readers.read, readers.read_much)] == [1, 1]
         assert asked == [], "nobody waits for it any more"
     finally:
@@ -449,3 +459,26 @@ def test_a_store_does_not_open_a_database_that_a_command_has_for_itself(site):
         with pytest.raises(ConfigurationError, match="in use by a command that needs it alone"):
             site.another("b")
     engine.dispose()
+
+
+async def test_who_gave_up_is_told_once_it_is_known_that_nothing_was_done(postgres):
+    site = Site(postgres, wait_s=0.2)
+    try:
+        undone = asyncio.Event()
+        site.proxy.cut()
+        with pytest.raises(DatabaseLost):
+            await site.store.submit(issue(1), undone=undone.set)
+        async with asyncio.timeout(60):
+            await undone.wait()
+        site.proxy.mend()
+        # One whose commit was sent, and of which nobody knew what became of it.
+        undone.clear()
+        item = Waiting(issue(2), undone=undone.set)
+        item.is_late = item.is_open = True
+        site.store._question = Question("a token that no commit has written", [item], [(2, None)], (0, ""))
+        await site.store.submit(issue(3), patient=True)
+        async with asyncio.timeout(60):
+            await undone.wait()
+        assert site.serials() == [3]
+    finally:
+        site.close()

@@ -6,9 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 
+from appliance.certs.status import CertState
 from appliance.cms import feed as feed_module
-from appliance.cms.feed import Feed
+from appliance.cms.feed import Feed, OthersRevocations
+from appliance.cms.journal import Journal
+from appliance.cms.reading import Readers
 from appliance.cms.store import Store
+from appliance.cms.transaction import CertRecord
 from appliance.errors import DatabaseLost
 
 AT = 1_800_000_000
@@ -192,9 +196,11 @@ async def test_records_that_were_pruned_in_the_meantime_mean_that_anything_may_h
                 "DELETE FROM audit WHERE seq <= 9",
                 "INSERT INTO audit VALUES (10, 1, 'prune', '', '{}', 'abc')",
             )
+            heard.feed.on_ends = lambda *_: heard.news.put_nowait("ends")
             heard.feed.look()
             assert await heard.next() == "all"
             assert (heard.feed.seq, heard.feed.hash) == (10, "abc")
+            assert heard.news.empty(), "who keeps a journal has to look at all of it, too"
 
 
 @pytest.mark.parametrize(
@@ -241,3 +247,34 @@ async def test_more_than_one_look_can_read_is_read_at_once(where, monkeypatch):
             while len(seen) < 8:
                 seen |= await heard.next()
             await asyncio.wait_for(heard.feed.caught_up(seq), 60)
+
+
+async def test_what_was_revoked_in_records_that_nobody_can_read_any_more_is_in_the_journal(
+    where, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("appliance.cms.feed._AT_ONCE", 2)
+    with other(where) as node:
+
+        def revoke(transaction):
+            for serial, issuer, state in (
+                *((n, "01234567", CertState.REVOKED) for n in range(1, 6)),
+                (6, "01234567", CertState.VALID),
+                (7, "89abcdef", CertState.REVOKED),
+            ):
+                record = CertRecord(serial, "a", "client", "std", 0, 9, 0, state, AT, False, 1, issuer=issuer)
+                transaction.add(
+                    record, {"cn": "a", "o": "", "ou": "", "c": "", "created": 0, "barred": serial == 2}
+                )
+
+        node.store.run(revoke)
+        journal = Journal(str(tmp_path / "journal"), "01234567")
+        readers = Readers(node.store.database)
+        others = OthersRevocations(readers, journal, lambda: ["01234567"])
+        try:
+            others.take_all(7)
+            assert others._task is not None
+            await others._task
+            assert (others.seq, sorted(journal.known), journal.barred) == (7, [1, 2, 3, 4, 5], {2})
+        finally:
+            readers.close()
+            journal.close()

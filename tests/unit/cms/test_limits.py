@@ -132,8 +132,8 @@ async def test_a_connection_that_was_lost_costs_no_refusal(database):
 
 
 async def test_a_server_that_is_frozen_makes_nobody_wait_for_ever(two, database, monkeypatch):
-    monkeypatch.setattr("appliance.cms.limits._SILENT_S", 0.1)
-    with engine_for(database).connect() as beside:
+    with engine_for(database).connect() as beside, monkeypatch.context() as short:
+        short.setattr("appliance.cms.limits._SILENT_S", 0.1)
         beside.execute(sa.text("LOCK TABLE limits"))  # as if: it does not answer
         for _ in range(2):
             with pytest.raises(StoreError, match="the database does not answer; nothing was done"):
