@@ -19,12 +19,14 @@ from appliance.errors import RequestRefused
 
 __all__ = [
     "BARRED",
+    "LATE",
     "LOST",
     "Deliveries",
     "answer_lost",
     "approved_before",
     "came_of_token",
     "changes_authority",
+    "has_just_been_answered",
     "is_alike",
     "key_problem",
     "may_supersede",
@@ -37,6 +39,9 @@ BARRED: Final = "the key is that of a certificate that was revoked, and is never
 LOST: Final = "requested again by the holder of its key: its answer was lost"
 _ANSWERED_S: Final = 10
 """After so many seconds a node that lives has given its answer."""
+LATE: Final = "requested again by the holder of its key: it had given up before its answer came"
+_GIVEN_UP_S: Final = 60
+"""So long after its certificate a requester that has given up may ask again."""
 
 _SHORTEST_MONTH: Final = timedelta(days=28)
 _MONTHS_DIFFER: Final = timedelta(days=4)
@@ -210,3 +215,24 @@ def answer_lost(
     if deliveries.is_alive(record.node) and at - record.state_date < _ANSWERED_S:
         raise RequestRefused("another node is answering the same request; retry in 2 s")
     return LOST
+
+
+def has_just_been_answered(request: NewCertificate, record: CertRecord, at: int) -> bool:
+    """Whether a certificate that was sent a moment ago is asked for again by the holder of its key.
+
+    The answer may have left when its requester gave up; it would need an administrator to have another one. The caller looks
+    whether the proof was made after the one that the certificate was requested with: a recorded one ends nothing.
+
+    Args:
+        request: The request.
+        record: A live certificate of the same subject, which is not renewed by the request.
+        at: The present time (POSIX seconds).
+    """
+    return (
+        request.proved
+        and request.proof_made > 0
+        and record.delivered == 1
+        and record.serial != request.peer_serial  # the connection shows that it has come
+        and 0 <= at - record.state_date <= _GIVEN_UP_S
+        and is_alike(request, record)
+    )

@@ -27,11 +27,13 @@ from appliance.cms.clockwork import Clockwork
 from appliance.cms.feed import OthersRevocations
 from appliance.cms.inherit import (
     BARRED,
+    LATE,
     Deliveries,
     answer_lost,
     approved_before,
     came_of_token,
     changes_authority,
+    has_just_been_answered,
     key_problem,
     may_supersede,
     other_holder,
@@ -263,6 +265,8 @@ class Lifecycle:
             giving_way: list[tuple[CertRecord, str]] = []
             for old, state in live:
                 reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
+                if not reason and _gave_up(transaction, request, old, at):
+                    reason = LATE
                 if reason:
                     giving_way.append((old, reason))
                 elif not request.roll_over and not changes_authority(request, old, transaction.issuer):
@@ -682,6 +686,13 @@ class Lifecycle:
         self._flush_delivered()
         while self._recording:
             await asyncio.wait(self._recording)
+
+
+def _gave_up(transaction: Transaction, request: NewCertificate, old: CertRecord, at: int) -> bool:
+    """Whether the requester of a certificate asks again, with a new proof, because it gave up before the answer came."""
+    return has_just_been_answered(request, old, at) and not is_old_proof(
+        transaction, old.serial, request.proof_made, at, may_be_repeated=False
+    )
 
 
 def _believed(

@@ -287,7 +287,9 @@ class StoredReplay:
         return await self._store.submit(job) if key_id else 0
 
 
-def is_old_proof(transaction: Transaction, serial: int, made: int, at: int) -> bool:
+def is_old_proof(
+    transaction: Transaction, serial: int, made: int, at: int, *, may_be_repeated: bool = True
+) -> bool:
     """Whether a proof was made no later than the one that a certificate was requested with, and comes too late to be its repetition.
 
     Then somebody may have recorded it. Each node remembers the proofs that it was sent; this holds at all nodes, and after a
@@ -298,13 +300,15 @@ def is_old_proof(transaction: Transaction, serial: int, made: int, at: int) -> b
         serial: The certificate's serial number.
         made: When the proof was made, by its maker's clock (POSIX seconds).
         at: The present time (POSIX seconds).
+        may_be_repeated: Whether the same proof counts for a minute.
     """
     transaction.flush()
     created = transaction.connection.execute(_CREATED, {"serial": str(serial)}).first()
     if created is None:
-        return False
+        return not may_be_repeated
     first = int(json.loads(created.record).get("proof_made", 0))
-    return made < first or (made == first and abs(at - created.at) > _AGAIN_S)
+    is_repetition = may_be_repeated and abs(at - created.at) <= _AGAIN_S
+    return made < first or (made == first and not is_repetition)
 
 
 def _sweep(connection: sa.Connection, now: int) -> None:

@@ -206,6 +206,43 @@ async def test_an_answered_request_is_renewed_at_another_node_without_a_second_c
     assert await nodes.states() == {1: CertState.VALID}
 
 
+ONCE = {"renew_by": None, "cadence": 0}
+
+
+async def test_a_requester_that_gave_up_as_its_answer_came_gets_a_certificate_with_a_new_proof(nodes):
+    made = int(NOW.timestamp()) - 5
+    first = asked(1, **ONCE, proof_made=made)
+    await nodes.create("a", first)
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    assert await nodes.states() == {1: CertState.VALID}
+    duplicate = "Duplicate Certificate Subject"
+    for other in (
+        {"proof_made": made},  # recorded by somebody
+        {"proof_made": made - 1},
+        {"proof_made": 0, "proved": False},
+        {"skid": "bb"},
+        {"usage": "server"},
+        {"peer_serial": 1},  # it has the certificate
+    ):
+        changed = {"proof_made": made + 3, **other}
+        with pytest.raises(RequestRefused, match=duplicate):
+            await nodes.create("b", first._replace(serial=2, **changed))
+    nodes.clock.advance(seconds=60)
+    assert (await nodes.create("b", first._replace(serial=3, proof_made=made + 60))).serial == 3
+    assert await nodes.states() == {1: CertState.REVOKED, 3: CertState.VALID}
+    assert await nodes.revocations() == [
+        "requested again by the holder of its key: it had given up before its answer came",
+    ]
+    assert 1 not in nodes.journal.barred, "its key is that of the new certificate"
+    nodes.lives["b"].delivered(3)
+    await nodes.lives["b"].settle()
+    assert (await nodes.states())[3] is CertState.VALID
+    nodes.clock.advance(seconds=61)
+    with pytest.raises(RequestRefused, match=duplicate):
+        await nodes.create("a", first._replace(serial=4, proof_made=made + 121))
+
+
 async def test_a_node_that_lives_has_ten_seconds_to_answer(nodes):
     await nodes.create("a", asked(1))
     with pytest.raises(RequestRefused, match="another node is answering the same request; retry in 2 s"):
