@@ -265,11 +265,12 @@ class Lifecycle:
             giving_way: list[tuple[CertRecord, str]] = []
             for old, state in live:
                 reason = lost.get(old) or may_supersede(request, old, state, granted=granted, proven=proven)
-                if not reason and _gave_up(transaction, request, old, at):
+                may_stay = request.roll_over or changes_authority(request, old, transaction.issuer)
+                if not reason and not may_stay and _gave_up(transaction, request, old, at):
                     reason = LATE
                 if reason:
                     giving_way.append((old, reason))
-                elif not request.roll_over and not changes_authority(request, old, transaction.issuer):
+                elif not may_stay:
                     raise refuse(transaction, duplicate(request, state, in_doubt=old.delivered == IN_DOUBT))
             if isinstance(decision, Fresh):
                 others.append(self._renew(transaction, request, decision.release, 0, actor, now))

@@ -183,6 +183,8 @@ class CertificateService:
         self.health.numbers["certs_checked"] = lambda: self.upkeep.rows.checked
         self.policy: Policy | None = None
         self.server: Server | None = None
+        self.source: CMSSource | None = None
+        """The PVs that the server has; it exists after the start."""
         self.create: CreatePV | None = None
 
         store.restored = self._make_good
@@ -399,6 +401,7 @@ class CertificateService:
         source.add(schedule, *names.schedule)
         source.add(self.health.health, *names.health)
         source.add(self.health.metrics, *names.metrics)
+        self.source = source
         source.without_database = frozenset((*names.root, *names.issuer, *names.health, *names.metrics))
         self.availability.without_database = source.without_database
         server.add_source("cms", source)

@@ -171,7 +171,7 @@ async def test_what_the_clock_changed_meanwhile_is_told_as_soon_as_the_database_
 
 
 async def test_nothing_is_issued_or_changed_and_searches_are_left_to_others(alone):
-    source = alone.a.service._source
+    source = alone.a.service.source
     names = alone.a.service.names
     needs = ["CERT:CREATE", "CERT:LIST", "CERT:SCHEDULE", names.status(1)]
     always = ["CERT:ROOT", "CERT:ISSUER", "CERT:HEALTH", "CERT:METRICS"]
