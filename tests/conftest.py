@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from appliance import blocking
 from appliance.client import Context
 from tests.helpers.postgres import Engine, Server
 
@@ -16,7 +17,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The default of 5 s suits a user who waits. A test waits for what must come, on a machine that does other things, too.
-for operation in (Context.get, Context.put, Context.rpc, Context.info):
+for operation in (
+    getattr(each, name) for each in (Context, blocking.Context) for name in ("get", "put", "rpc", "info")
+):
     defaults = operation.__kwdefaults__
     assert defaults["timeout"] == 5.0
     defaults["timeout"] = 30.0

@@ -7,6 +7,7 @@ Importing this costs as much as the standard library's logging (10 ms), so tools
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -380,7 +381,8 @@ def configure(
             if isinstance(former, _Native):
                 former.close()
             else:
-                former.flush()
+                with contextlib.suppress(ValueError):  # the program has closed the stream
+                    former.flush()
     handler.of_appliance = True  # type: ignore[attr-defined]
     root.addHandler(handler)
     logging.raiseExceptions = False
