@@ -454,11 +454,15 @@ async def test_records_that_others_wrote_or_pruned_meanwhile_are_no_loss(site):
 def test_a_store_does_not_open_a_database_that_a_command_has_for_itself(site):
     engine = sa.create_engine(site.where)
     site.store.close()
-    with engine.connect() as alone:
-        assert alone.exec_driver_sql("SELECT pg_try_advisory_lock(37427)").scalar()
-        with pytest.raises(ConfigurationError, match="in use by a command that needs it alone"):
-            site.another("b")
-    engine.dispose()
+    try:
+        with engine.connect() as alone:
+            # The server ends the store's sessions when it notices that they are closed.
+            alone.exec_driver_sql("SET lock_timeout = '60s'")
+            alone.exec_driver_sql("SELECT pg_advisory_lock(37427)")
+            with pytest.raises(ConfigurationError, match="in use by a command that needs it alone"):
+                site.another("b")
+    finally:
+        engine.dispose()
 
 
 async def test_who_gave_up_is_told_once_it_is_known_that_nothing_was_done(postgres):
