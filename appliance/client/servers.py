@@ -21,8 +21,8 @@ class Discovered(NamedTuple):
     Example:
         >>> async for news in ctx.discover():
         ...     break
-        >>> news
-        Discovered(online=True, server='127.0.0.1:...', protocol='tcp', guid=b'...', source='127.0.0.1:...', version=2)
+        >>> news.online, news.server, news.protocol, len(news.guid)
+        (True, '127.0.0.1:...', 'tcp', 12)
     """
 
     online: bool
