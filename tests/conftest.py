@@ -55,3 +55,11 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr("tests.helpers.cms.ENGINE", made)
     yield made
     made.close()
+
+
+@pytest.fixture
+def db(postgres: Server) -> Iterator[str]:
+    """The address of an empty database, for several nodes of one service."""
+    name = postgres.new()
+    yield postgres.url(name)
+    postgres.drop(name)

@@ -24,13 +24,6 @@ OPEN = {"require_client_approval": False, "require_server_approval": False, "req
 PATIENT_S = 60
 
 
-@pytest.fixture
-def db(postgres):
-    name = postgres.new()
-    yield postgres.url(name)
-    postgres.drop(name)
-
-
 async def until_state(updates, state):
     """Wait for an update with this state; return it and the states before."""
     before = []

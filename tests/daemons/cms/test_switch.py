@@ -25,13 +25,6 @@ OPEN = {"require_client_approval": False, "require_server_approval": False, "req
 PATIENT_S = 60
 
 
-@pytest.fixture
-def db(postgres):
-    name = postgres.new()
-    yield postgres.url(name)
-    postgres.drop(name)
-
-
 async def issued(context, name):
     """A new keychain, with what an authenticator puts into it: the certificate, and what verifies the others."""
     key = generate_key("ec-p256")
