@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
 
 from appliance.acf import AccessSecurity
 from appliance.certmon.endpoints import open_server
+from appliance.client.context import Context
 from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports
@@ -24,6 +25,7 @@ from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
+from appliance.ioc.own_client import open_own_client
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
 from appliance.ioc.qsrv_env import LateSettings, why_not_served
@@ -187,12 +189,13 @@ class Ioc:
                 security = await asyncio.to_thread(read_access_file, self.loading.access_step)
                 self.access.use(security, self.loading.access_step)
             self.switched_off = why_not_served(report=True)
-            if self.switched_off:
-                _log.warning("%s: no record is served over PVAccess", self.switched_off)
-                self.attached = True
-                return
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
+            if self.switched_off:
+                _log.warning("%s: no record is served over PVAccess", self.switched_off)
+                self._start_links()
+                self.attached = True
+                return
             groups = Groups(self.loading.group_files, place=self.loading.place)
             self.groups = GroupSource(groups.groups.values(), self.stream, self.access, self.put_log)
             self.policy.attach(self.records, self.groups)
@@ -204,7 +207,19 @@ class Ioc:
             return
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
+        self._start_links()
         self.attached = True
+
+    def _start_links(self) -> None:
+        assert self.records is not None
+        required = self.config.tls_options.tls_required
+
+        def opener() -> AbstractAsyncContextManager[Context]:
+            return open_own_client(
+                self.config, "PVA links", "they connect to nothing outside", require_tls=required
+            )
+
+        self.loading.links.start(self.records, self.groups, opener)
 
     # -- reports -------------------------------------------------------------------------------------
 
@@ -231,12 +246,17 @@ class Ioc:
         """Return a list of the groups."""
         return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
 
+    def link_lines(self, level: int, pattern: str) -> list[str]:
+        """Return a report of the PVA links."""
+        return self.loading.links.lines(pattern, level)
+
     # -- end -----------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
         await asyncio.to_thread(self.autosave.close)
+        await self.loading.links.close()
         await self.access.close()
         if self.records is not None:
             self.records.close()

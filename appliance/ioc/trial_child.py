@@ -126,6 +126,11 @@ class _Child:
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
         if groups.faults:
             raise groups.faults[0]
+        names = {group.name for group in groups.groups.values()}
+        for record, field, name in loading.links.not_here(names.__contains__):
+            self.faults.append(
+                self.located(f"{record}.{field}: {name} is no record and no group of this IOC, and the link is local")
+            )
 
     def links(self) -> None:
         """Look where the links of all records lead."""
@@ -182,7 +187,7 @@ class _Child:
 
 def _register_server_commands() -> None:
     """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in ("pvxsr", "pvxgl", "asInit", "asdbdump", "asprules"):
+    for name in ("pvxsr", "pvxgl", "dbpvar", "asInit", "asdbdump", "asprules"):
         dbcore.register_command(name, [], lambda *_: None)
 
 

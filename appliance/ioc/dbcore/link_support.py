@@ -33,6 +33,7 @@ __all__ = [
     "LinkType",
     "complete_put",
     "cut",
+    "declaration",
     "process_record",
     "process_together",
     "raw",
@@ -554,6 +555,11 @@ def _fill(table: Any, layout: tuple[tuple[str, Any, tuple[Any, ...]], ...], func
         setattr(table, name, ctypes.cast(made, c_void_p).value)
 
 
+def declaration(name: str) -> str:
+    """Return the definition text of a link type; load it before files that may declare the same type for code in C."""
+    return f'link("{name}", "{_DECLARED_AS}")'
+
+
 def register_link_type(name: str, link_type: LinkType) -> None:
     """Let links ``{name: ...}`` be of this type; after :func:`.boot.boot` and before records are loaded.
 
@@ -566,7 +572,7 @@ def register_link_type(name: str, link_type: LinkType) -> None:
     _fill(table, _JLIF, functions)
     _fill(functions.lset, _LSET, functions)
     keep(functions, table)
-    load_definition_text(f'link("{name}", "{_DECLARED_AS}")')
+    load_definition_text(declaration(name))
     if not _c.registryJLinkAdd(_c.pdbbase(), ctypes.addressof(table)):
         raise ApplianceError(f"links of type {name} cannot be registered")
 

@@ -369,6 +369,9 @@ class LinkChannel:
     def work(self) -> bool:
         """Use one waiting update, and process the records that want to be; return whether more wait."""
         with self._lock:
+            if self._is_closed and self._many is not None:
+                self._many.close()
+                self._many = None
             if not self._pending or self._is_closed:
                 self._is_at_work = False
                 return False
@@ -423,6 +426,7 @@ class LinkChannel:
         with self._lock:
             self._is_closed = True
             self._pending.clear()
+        self._owner.push(self)
 
     def __repr__(self) -> str:
         return f"<LinkChannel {self.key.name}>"
