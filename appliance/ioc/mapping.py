@@ -33,8 +33,8 @@ from appliance.pvdata.types import (
 __all__ = [
     "ALARM_STATUS",
     "FORMS",
-    "NTMapping",
     "SCALAR_TYPES",
+    "NTMapping",
     "alarm_message",
     "nt_mapping",
     "tag_mask",

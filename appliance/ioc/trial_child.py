@@ -129,7 +129,9 @@ class _Child:
         names = {group.name for group in groups.groups.values()}
         for record, field, name in loading.links.not_here(names.__contains__):
             self.faults.append(
-                self.located(f"{record}.{field}: {name} is no record and no group of this IOC, and the link is local")
+                self.located(
+                    f"{record}.{field}: {name} is no record and no group of this IOC, and the link is local"
+                )
             )
 
     def links(self) -> None:

@@ -179,65 +179,6 @@ class _Stamp(ctypes.Structure):
 _Doubles = POINTER(c_double)
 _ENUM16 = POINTER(ctypes.c_ushort)
 _USER: Final = ctypes.CFUNCTYPE(c_long, c_void_p, c_void_p)
-_JLIF: Final[tuple[tuple[str, Any, tuple[Any, ...]], ...]] = (
-    ("alloc_jlink", c_void_p, (c_short,)),
-    ("free_jlink", None, (c_void_p,)),
-    ("parse_null", c_int, (c_void_p,)),
-    ("parse_boolean", c_int, (c_void_p, c_int)),
-    ("parse_integer", c_int, (c_void_p, c_longlong)),
-    ("parse_double", c_int, (c_void_p, c_double)),
-    ("parse_string", c_int, (c_void_p, c_void_p, c_size_t)),
-    ("parse_start_map", c_int, (c_void_p,)),
-    ("parse_map_key", c_int, (c_void_p, c_void_p, c_size_t)),
-    ("parse_end_map", c_int, (c_void_p,)),
-    ("parse_start_array", c_int, (c_void_p,)),
-    ("parse_end_array", c_int, (c_void_p,)),
-    ("end_child", None, (c_void_p, c_void_p)),
-    ("get_lset", c_void_p, (c_void_p,)),
-    ("report", None, (c_void_p, c_int, c_int)),
-    ("map_children", c_long, (c_void_p, c_void_p, c_void_p)),
-    ("start_child", None, (c_void_p, c_void_p)),
-)
-"""dbJLink.h: the functions of ``struct jlif`` after the name, in their order."""
-_LSET: Final[tuple[tuple[str, Any, tuple[Any, ...]], ...]] = (
-    ("openLink", None, (c_void_p,)),
-    ("removeLink", None, (c_void_p, c_void_p)),
-    ("loadScalar", c_long, ()),
-    ("loadLS", c_long, ()),
-    ("loadArray", c_long, ()),
-    ("isConnected", c_int, (c_void_p,)),
-    ("getDBFtype", c_int, (c_void_p,)),
-    ("getElements", c_long, (c_void_p, POINTER(c_long))),
-    ("getValue", c_long, (c_void_p, c_short, c_void_p, POINTER(c_long))),
-    ("getControlLimits", c_long, (c_void_p, _Doubles, _Doubles)),
-    ("getGraphicLimits", c_long, (c_void_p, _Doubles, _Doubles)),
-    ("getAlarmLimits", c_long, (c_void_p, _Doubles, _Doubles, _Doubles, _Doubles)),
-    ("getPrecision", c_long, (c_void_p, POINTER(c_short))),
-    ("getUnits", c_long, (c_void_p, c_void_p, c_int)),
-    ("getAlarm", c_long, (c_void_p, _ENUM16, _ENUM16)),
-    ("getTimeStamp", c_long, (c_void_p, POINTER(_Stamp))),
-    ("putValue", c_long, (c_void_p, c_short, c_void_p, c_long)),
-    ("putAsync", c_long, (c_void_p, c_short, c_void_p, c_long)),
-    ("scanForward", None, (c_void_p,)),
-    ("doLocked", c_long, (c_void_p, c_void_p, c_void_p)),
-    ("getAlarmMsg", c_long, (c_void_p, _ENUM16, _ENUM16, c_void_p, c_size_t)),
-    ("getTimeStampTag", c_long, (c_void_p, POINTER(_Stamp), POINTER(ctypes.c_uint64))),
-)
-"""dbLink.h: the functions of ``struct lset`` after its two flags, in their order."""
-
-
-class _Jlif(ctypes.Structure):
-    _fields_ = (("name", c_char_p), *((name, c_void_p) for name, _, _ in _JLIF))
-
-
-class _Lset(ctypes.Structure):
-    _fields_ = (
-        ("isConstant", c_uint, 1),
-        ("isVolatile", c_uint, 1),
-        *((name, c_void_p) for name, _, _ in _LSET),
-    )
-
-
 _CONTROL: Final = ("control.limitLow", "control.limitHigh")
 _DISPLAY: Final = ("display.limitLow", "display.limitHigh")
 _ALARM: Final = (
@@ -271,7 +212,7 @@ class _Text:
 
 
 class _Functions:
-    """The functions of one link type that EPICS calls; their names are those of the tables."""
+    """The functions of one link type that EPICS calls."""
 
     def __init__(self, name: str, link_type: LinkType) -> None:
         self.name = name
@@ -286,13 +227,13 @@ class _Functions:
 
     # -- the text of a link ----------------------------------------------------------------------------------------
 
-    def alloc_jlink(self, kind: int) -> int:
+    def allocate(self, kind: int) -> int:
         link = _Text(kind)
         address = ctypes.addressof(link.memory)
         self.links[address] = link
         return address
 
-    def free_jlink(self, address: int) -> None:
+    def free(self, address: int) -> None:
         link = self.links.pop(address, None)
         if link is not None and link.end is not None:
             link.end.close()
@@ -320,36 +261,36 @@ class _Functions:
         link.said.append((link.key, value))
         return _CONTINUE
 
-    def parse_null(self, address: int) -> int:
+    def take_null(self, address: int) -> int:
         return self._value(address, None)
 
-    def parse_boolean(self, address: int, value: int) -> int:
+    def take_boolean(self, address: int, value: int) -> int:
         return self._value(address, bool(value))
 
-    def parse_integer(self, address: int, value: int) -> int:
+    def take_number(self, address: int, value: int) -> int:
         return self._value(address, value)
 
-    def parse_double(self, address: int, value: float) -> int:
+    def take_double(self, address: int, value: float) -> int:
         return self._value(address, value)
 
-    def parse_string(self, address: int, text: int, length: int) -> int:
+    def take_text(self, address: int, text: int, length: int) -> int:
         return self._value(address, _c.text(ctypes.string_at(text, length)) if length else "")
 
-    def parse_start_map(self, address: int) -> int:
+    def start_map(self, address: int) -> int:
         link = self.links[address]
         if link.memory.parseDepth > 1:
             return self._refuse(f"{link.key} must not be an object")
         return _CONTINUE
 
-    def parse_map_key(self, address: int, text: int, length: int) -> int:
+    def take_key(self, address: int, text: int, length: int) -> int:
         self.links[address].key = _c.text(ctypes.string_at(text, length)) if length else ""
         return _CONTINUE
 
-    def parse_end_map(self, address: int) -> int:
+    def end_map(self, address: int) -> int:
         link = self.links[address]
         return self._finish(link, link.said)
 
-    def parse_start_array(self, address: int) -> int:
+    def start_array(self, address: int) -> int:
         key = self.links[address].key
         return self._refuse(f"{key or 'its value'} must not be an array")
 
@@ -363,7 +304,7 @@ class _Functions:
 
     # -- life ------------------------------------------------------------------------------------------------------
 
-    def openLink(self, link: int) -> None:  # noqa: N802 - the names of C
+    def open_link(self, link: int) -> None:
         memory = _Link.from_address(link)
         text = self.links[memory.jlink]
         place = LinkPlace(
@@ -371,21 +312,21 @@ class _Functions:
         )
         text.end = self.type.open(place, text.options)
 
-    def removeLink(self, _locker: int, link: int) -> None:  # noqa: N802
-        self.free_jlink(_Link.from_address(link).jlink or 0)
+    def remove_link(self, _locker: int, link: int) -> None:
+        self.free(_Link.from_address(link).jlink or 0)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def isConnected(self, link: int) -> int:  # noqa: N802
+    def is_connected(self, link: int) -> int:
         end = self._of(link)
         return int(end is not None and end.is_connected())
 
-    def getDBFtype(self, link: int) -> int:  # noqa: N802
+    def field_type(self, link: int) -> int:
         end = self._of(link)
         found = None if end is None else end.field_type()
         return _FAILED if found is None else found
 
-    def getElements(self, link: int, count: Any) -> int:  # noqa: N802
+    def elements(self, link: int, count: Any) -> int:
         end = self._of(link)
         found = None if end is None else end.elements()
         if found is None:
@@ -393,7 +334,7 @@ class _Functions:
         count[0] = found
         return 0
 
-    def getValue(self, link: int, dbr: int, target: int, count: Any) -> int:  # noqa: N802
+    def read(self, link: int, dbr: int, target: int, count: Any) -> int:
         end = self._of(link)
         if end is None or not 0 <= dbr <= _c.DBF_ENUM:
             return _FAILED
@@ -429,16 +370,16 @@ class _Functions:
                 target[0] = value
         return 0
 
-    def getControlLimits(self, link: int, low: Any, high: Any) -> int:  # noqa: N802
+    def control_limits(self, link: int, low: Any, high: Any) -> int:
         return self._limits(link, _CONTROL, (low, high))
 
-    def getGraphicLimits(self, link: int, low: Any, high: Any) -> int:  # noqa: N802
+    def display_limits(self, link: int, low: Any, high: Any) -> int:
         return self._limits(link, _DISPLAY, (low, high))
 
-    def getAlarmLimits(self, link: int, lolo: Any, low: Any, high: Any, hihi: Any) -> int:  # noqa: N802
+    def alarm_limits(self, link: int, lolo: Any, low: Any, high: Any, hihi: Any) -> int:
         return self._limits(link, _ALARM, (lolo, low, high, hihi))
 
-    def getPrecision(self, link: int, target: Any) -> int:  # noqa: N802
+    def precision(self, link: int, target: Any) -> int:
         end = self._of(link)
         found = None if end is None else end.precision()
         if found is None:
@@ -447,7 +388,7 @@ class _Functions:
             target[0] = found
         return 0
 
-    def getUnits(self, link: int, target: int, size: int) -> int:  # noqa: N802
+    def units(self, link: int, target: int, size: int) -> int:
         end = self._of(link)
         found = None if end is None else end.units()
         if found is None:
@@ -455,10 +396,10 @@ class _Functions:
         _set_text(target, size, found)
         return 0
 
-    def getAlarm(self, link: int, status: Any, severity: Any) -> int:  # noqa: N802
-        return self.getAlarmMsg(link, status, severity, 0, 0)
+    def alarm(self, link: int, status: Any, severity: Any) -> int:
+        return self.alarm_message(link, status, severity, 0, 0)
 
-    def getAlarmMsg(self, link: int, status: Any, severity: Any, text: int, size: int) -> int:  # noqa: N802
+    def alarm_message(self, link: int, status: Any, severity: Any, text: int, size: int) -> int:
         end = self._of(link)
         found = None if end is None else end.alarm()
         if found is None:
@@ -470,10 +411,10 @@ class _Functions:
         _set_text(text, size, found[1])
         return 0
 
-    def getTimeStamp(self, link: int, stamp: Any) -> int:  # noqa: N802
-        return self.getTimeStampTag(link, stamp, None)
+    def stamp(self, link: int, stamp: Any) -> int:
+        return self.stamp_and_tag(link, stamp, None)
 
-    def getTimeStampTag(self, link: int, stamp: Any, tag: Any) -> int:  # noqa: N802
+    def stamp_and_tag(self, link: int, stamp: Any, tag: Any) -> int:
         end = self._of(link)
         found = None if end is None else end.stamp()
         if found is None:
@@ -485,16 +426,16 @@ class _Functions:
             tag[0] = found[2]
         return 0
 
-    def doLocked(self, link: int, function: int, private: int | None) -> int:  # noqa: N802
+    def do_locked(self, link: int, function: int, private: int | None) -> int:
         # Alarm and time are those of the latest read, whatever comes in between.
         return int(_USER(function)(link, private))
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
-    def putValue(self, link: int, dbr: int, source: int, count: int) -> int:  # noqa: N802
+    def put(self, link: int, dbr: int, source: int, count: int) -> int:
         return self._put(link, dbr, source, count, wait=False)
 
-    def putAsync(self, link: int, dbr: int, source: int, count: int) -> int:  # noqa: N802
+    def put_and_wait(self, link: int, dbr: int, source: int, count: int) -> int:
         return self._put(link, dbr, source, count, wait=True)
 
     def _put(self, link: int, dbr: int, source: int, count: int, *, wait: bool) -> int:
@@ -504,16 +445,76 @@ class _Functions:
         data = ctypes.string_at(source, count * ITEM_SIZES[dbr]) if count else b""
         return 0 if end.put(dbr, data, count, wait=wait) else _FAILED
 
-    def scanForward(self, link: int) -> None:  # noqa: N802
+    def forward(self, link: int) -> None:
         end = self._of(link)
         why = "not open" if end is None else end.forward()
         if why:
             _c.recGblSetSevrMsg(_Link.from_address(link).precord, _LINK_ALARM, _INVALID, _format(why))
 
 
-_LEFT_OUT: Final = frozenset(
-    ("parse_end_array", "end_child", "map_children", "start_child", "loadScalar", "loadLS", "loadArray")
+_Row = tuple[str, Callable[..., Any] | None, Any, tuple[Any, ...]]
+_JLIF: Final[tuple[_Row, ...]] = (
+    ("alloc_jlink", _Functions.allocate, c_void_p, (c_short,)),
+    ("free_jlink", _Functions.free, None, (c_void_p,)),
+    ("parse_null", _Functions.take_null, c_int, (c_void_p,)),
+    ("parse_boolean", _Functions.take_boolean, c_int, (c_void_p, c_int)),
+    ("parse_integer", _Functions.take_number, c_int, (c_void_p, c_longlong)),
+    ("parse_double", _Functions.take_double, c_int, (c_void_p, c_double)),
+    ("parse_string", _Functions.take_text, c_int, (c_void_p, c_void_p, c_size_t)),
+    ("parse_start_map", _Functions.start_map, c_int, (c_void_p,)),
+    ("parse_map_key", _Functions.take_key, c_int, (c_void_p, c_void_p, c_size_t)),
+    ("parse_end_map", _Functions.end_map, c_int, (c_void_p,)),
+    ("parse_start_array", _Functions.start_array, c_int, (c_void_p,)),
+    ("parse_end_array", None, c_int, (c_void_p,)),
+    ("end_child", None, None, (c_void_p, c_void_p)),
+    ("get_lset", _Functions.get_lset, c_void_p, (c_void_p,)),
+    ("report", _Functions.report, None, (c_void_p, c_int, c_int)),
+    ("map_children", None, c_long, (c_void_p, c_void_p, c_void_p)),
+    ("start_child", None, None, (c_void_p, c_void_p)),
 )
+"""dbJLink.h: the functions of ``struct jlif`` after the name, in their order: name, ours, result, arguments."""
+_LSET: Final[tuple[_Row, ...]] = (
+    ("openLink", _Functions.open_link, None, (c_void_p,)),
+    ("removeLink", _Functions.remove_link, None, (c_void_p, c_void_p)),
+    ("loadScalar", None, c_long, ()),
+    ("loadLS", None, c_long, ()),
+    ("loadArray", None, c_long, ()),
+    ("isConnected", _Functions.is_connected, c_int, (c_void_p,)),
+    ("getDBFtype", _Functions.field_type, c_int, (c_void_p,)),
+    ("getElements", _Functions.elements, c_long, (c_void_p, POINTER(c_long))),
+    ("getValue", _Functions.read, c_long, (c_void_p, c_short, c_void_p, POINTER(c_long))),
+    ("getControlLimits", _Functions.control_limits, c_long, (c_void_p, _Doubles, _Doubles)),
+    ("getGraphicLimits", _Functions.display_limits, c_long, (c_void_p, _Doubles, _Doubles)),
+    ("getAlarmLimits", _Functions.alarm_limits, c_long, (c_void_p, _Doubles, _Doubles, _Doubles, _Doubles)),
+    ("getPrecision", _Functions.precision, c_long, (c_void_p, POINTER(c_short))),
+    ("getUnits", _Functions.units, c_long, (c_void_p, c_void_p, c_int)),
+    ("getAlarm", _Functions.alarm, c_long, (c_void_p, _ENUM16, _ENUM16)),
+    ("getTimeStamp", _Functions.stamp, c_long, (c_void_p, POINTER(_Stamp))),
+    ("putValue", _Functions.put, c_long, (c_void_p, c_short, c_void_p, c_long)),
+    ("putAsync", _Functions.put_and_wait, c_long, (c_void_p, c_short, c_void_p, c_long)),
+    ("scanForward", _Functions.forward, None, (c_void_p,)),
+    ("doLocked", _Functions.do_locked, c_long, (c_void_p, c_void_p, c_void_p)),
+    ("getAlarmMsg", _Functions.alarm_message, c_long, (c_void_p, _ENUM16, _ENUM16, c_void_p, c_size_t)),
+    (
+        "getTimeStampTag",
+        _Functions.stamp_and_tag,
+        c_long,
+        (c_void_p, POINTER(_Stamp), POINTER(ctypes.c_uint64)),
+    ),
+)
+"""dbLink.h: the functions of ``struct lset`` after its two flags, in their order."""
+
+
+class _Jlif(ctypes.Structure):
+    _fields_ = (("name", c_char_p), *((name, c_void_p) for name, *_ in _JLIF))
+
+
+class _Lset(ctypes.Structure):
+    _fields_ = (
+        ("isConstant", c_uint, 1),
+        ("isVolatile", c_uint, 1),
+        *((name, c_void_p) for name, *_ in _LSET),
+    )
 
 
 def _past_epoch(seconds: int) -> int:
@@ -544,15 +545,14 @@ def _guarded(function: Callable[..., Any], result: Any, failed: int) -> Callable
     return call
 
 
-def _fill(table: Any, layout: tuple[tuple[str, Any, tuple[Any, ...]], ...], functions: _Functions) -> None:
-    for name, result, arguments in layout:
-        if name in _LEFT_OUT:
-            continue
-        # To stop is the failure of a parser; a link is then neither allocated nor connected.
-        failed = _FAILED if name.startswith(("getDBF", "get", "put", "do")) and name != "get_lset" else 0
-        made = ctypes.CFUNCTYPE(result, *arguments)(_guarded(getattr(functions, name), result, failed))
-        keep(made)
-        setattr(table, name, ctypes.cast(made, c_void_p).value)
+def _fill(table: Any, layout: tuple[_Row, ...], functions: _Functions, failed: int) -> None:
+    for name, function, result, arguments in layout:
+        if function is not None:
+            # Of a question whose answer is yes or no, the failure is no.
+            bad = 0 if name == "isConnected" else failed
+            made = ctypes.CFUNCTYPE(result, *arguments)(_guarded(function.__get__(functions), result, bad))
+            keep(made)
+            setattr(table, name, ctypes.cast(made, c_void_p).value)
 
 
 def declaration(name: str) -> str:
@@ -569,8 +569,8 @@ def register_link_type(name: str, link_type: LinkType) -> None:
     """
     functions = _Functions(name, link_type)
     table = _Jlif(name=name.encode())
-    _fill(table, _JLIF, functions)
-    _fill(functions.lset, _LSET, functions)
+    _fill(table, _JLIF, functions, _STOP)
+    _fill(functions.lset, _LSET, functions, _FAILED)
     keep(functions, table)
     load_definition_text(declaration(name))
     if not _c.registryJLinkAdd(_c.pdbbase(), ctypes.addressof(table)):

@@ -255,16 +255,17 @@ class LinkChannel:
                 return
             forwards, self._running_forwards = self._running_forwards, {}
             failed = dict(faults or {})
-            waits = []
             for link, value in batch.values.items():
                 again = lost and link.options.retry and link in self._links
                 if again:
                     self._queued.setdefault(link, value)
                     if link in batch.waiting:
                         self._queued_waiting[link] = None
-            for link in batch.waiting:
-                if link not in self._queued_waiting:
-                    waits.append((link.place, error or failed.get(link, "")))
+            waits = [
+                (link.place, error or failed.get(link, ""))
+                for link in batch.waiting
+                if link not in self._queued_waiting
+            ]
             if lost:
                 self._queued_forwards.update(
                     dict.fromkeys(link for link in forwards if link.options.retry and link in self._links)
@@ -292,11 +293,7 @@ class LinkChannel:
             self.updates += 1
             pending = self._pending
             item = Latest(kind, store)
-            if (
-                self._is_at_work
-                and len(pending) >= self.key.queue_size
-                and isinstance(pending[-1], Latest)
-            ):
+            if self._is_at_work and len(pending) >= self.key.queue_size and isinstance(pending[-1], Latest):
                 pending[-1] = item
                 self.squashed += 1
                 return

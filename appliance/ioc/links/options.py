@@ -130,9 +130,7 @@ def _read(key: str, value: Any) -> Any:
         return _PROC[value]
     if key == "sevr":
         if not is_word or value not in _SEVR:
-            raise PVDataError(
-                f'sevr must be true, false, "NMS", "MS", "MSI" or "MSS", not {_shown(value)}'
-            )
+            raise PVDataError(f'sevr must be true, false, "NMS", "MS", "MSI" or "MSS", not {_shown(value)}')
         return _SEVR[value]
     raise PVDataError(f"there is no key {key[:64]!r}; the keys are {', '.join(_KEYS)}")
 

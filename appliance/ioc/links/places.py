@@ -26,7 +26,18 @@ class Places:
         field: The dotted path; empty for the top.
     """
 
-    __slots__ = ("_nanoseconds", "_prefix", "_value", "field", "kind", "message", "seconds", "severity", "tag", "value_type")
+    __slots__ = (
+        "_nanoseconds",
+        "_prefix",
+        "_value",
+        "field",
+        "kind",
+        "message",
+        "seconds",
+        "severity",
+        "tag",
+        "value_type",
+    )
 
     def __init__(self, kind: StructType, field: str) -> None:
         self.kind = kind

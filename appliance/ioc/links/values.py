@@ -38,18 +38,20 @@ _SMALLEST: Final = -(1 << 63)
 class Choice(NamedTuple):
     """The value of an enumeration."""
 
-    index: int
+    number: int
     choices: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """The chosen text; the number if there is no such choice."""
-        return self.choices[self.index] if 0 <= self.index < len(self.choices) else str(self.index)
+        return self.choices[self.number] if 0 <= self.number < len(self.choices) else str(self.number)
 
 
 def is_enum(kind: TypeDesc) -> bool:
     """Whether a structure is an enumeration (``enum_t``): a number and the texts that it chooses from."""
-    return isinstance(kind, StructType) and kind.id == "enum_t" and {"index", "choices"} <= kind.members.keys()
+    return (
+        isinstance(kind, StructType) and kind.id == "enum_t" and {"index", "choices"} <= kind.members.keys()
+    )
 
 
 def dbf_of(kind: TypeDesc) -> int:
@@ -82,7 +84,7 @@ def to_dbr(value: Any, kind: TypeDesc | None, dbr: int, most: int) -> tuple[Any,
         PVDataError: a text is no number, or EPICS has nothing for such a value.
     """
     if isinstance(value, Choice):
-        value = value.text if dbr == _STRING else value.index
+        value = value.text if dbr == _STRING else value.number
     if isinstance(value, tuple):
         items = value[:most]
         if dbr == _STRING:
@@ -114,7 +116,7 @@ def _shown(value: Any, code: str) -> str:
     return str(value)
 
 
-def _number(value: bool | int | float | str, dbr: int) -> bytes:
+def _number(value: bool | float | str, dbr: int) -> bytes:
     if isinstance(value, str):
         value = parse_float(value) if dbr in _FLOATS or not _is_whole(value) else parse_int(value)
     if dbr in _FLOATS:
@@ -139,7 +141,7 @@ def _is_whole(value: str) -> bool:
     return True
 
 
-def _whole(value: bool | int | float) -> int:
+def _whole(value: bool | float) -> int:
     if not isinstance(value, float):
         return int(value)
     if math.isnan(value):
