@@ -31,7 +31,9 @@ def test_the_top_of_a_normative_type_has_everything() -> None:
 
 
 def test_a_field_that_is_no_structure_has_nothing_beside_it() -> None:
-    value = Value(SCALAR, {"value": 1.5, "alarm.severity": 2, "display.units": "mm", "control.limitHigh": 9.0})
+    value = Value(
+        SCALAR, {"value": 1.5, "alarm.severity": 2, "display.units": "mm", "control.limitHigh": 9.0}
+    )
     places = Places(SCALAR, "control.limitHigh")
     assert places.value(value.store) == (9.0, FLOAT64)
     assert places.alarm(value.store) == (0, "")
@@ -86,7 +88,9 @@ def test_a_severity_that_epics_does_not_know_is_invalid() -> None:
 def test_a_time_that_is_none_is_not_used() -> None:
     value = Value(SCALAR, {"timeStamp.nanoseconds": 2_000_000_000})
     assert Places(SCALAR, "").stamp(value.store) == (0, 0, 0)
-    kind = StructType([("value", INT32), ("alarm", STRING), ("timeStamp", StructType([("secondsPastEpoch", STRING)]))])
+    kind = StructType(
+        [("value", INT32), ("alarm", STRING), ("timeStamp", StructType([("secondsPastEpoch", STRING)]))]
+    )
     store = Value(kind, {"timeStamp.secondsPastEpoch": "now"}).store
     assert Places(kind, "").stamp(store) == (0, 0, 0)
     assert Places(kind, "").alarm(store) == (0, "")

@@ -13,8 +13,22 @@ from appliance.errors import PVDataError
 from appliance.ioc.links.values import Choice, dbf_of, fit, from_dbr, to_dbr
 from appliance.pvdata.nt import NTEnum
 from appliance.pvdata.types import (
-    BOOL, FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, STRING, UINT8, UINT16, UINT32, UINT64, ArrayType, BoundedString,
-    StructType, TypeDesc,
+    BOOL,
+    FLOAT32,
+    FLOAT64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    STRING,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    ArrayType,
+    BoundedString,
+    StructType,
+    TypeDesc,
 )  # fmt: skip
 
 CODES = ("40s", "b", "B", "h", "H", "i", "I", "q", "Q", "f", "d", "H")
@@ -138,7 +152,9 @@ def test_one_value_fills_an_array_of_one() -> None:
     assert list(fit(ArrayType(BOOL), np.array([0, 2]))) == [False, True]
 
 
-@pytest.mark.parametrize(("kind", "written"), [(INT32, "x"), (INT32, np.array([], "f8")), (StructType([]), 1)])
+@pytest.mark.parametrize(
+    ("kind", "written"), [(INT32, "x"), (INT32, np.array([], "f8")), (StructType([]), 1)]
+)
 def test_what_does_not_fit_is_refused(kind: TypeDesc, written: Any) -> None:
     with pytest.raises(PVDataError):
         fit(kind, written)
