@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError
+from appliance.ioc.dbcore.boot import DEFINITIONS
 from tests.helpers.ioc_process import running_ioc, starting_ioc
 from tests.helpers.ioc_records import Records
 
@@ -364,3 +365,17 @@ async def test_links_work_while_no_record_is_served(tmp_path: Path) -> None:
             while "DBF_LONG:           5" not in ioc.log:
                 ioc.type("dbgf dst\n")
                 await ioc.printed("DBF_LONG.*\n", len(ioc.log))
+
+
+async def test_a_definition_that_declares_the_link_type_for_code_in_c_can_be_used(tmp_path: Path) -> None:
+    """The definitions of other IOCs name pvxs' own table, ``link("pva", "lsetPVX")``."""
+    definitions = "".join(f'include "{name}"\n' for name in DEFINITIONS)
+    (tmp_path / "other.dbd").write_text(definitions + 'link("pva", "lsetPVX")\n')
+    (tmp_path / "links.db").write_text(
+        'record(longin, "src") { field(VAL, "5") }\nrecord(longin, "dst") { field(INP, {pva:{pv:"src", proc:"CP"}}) }\n'
+    )
+    async with (
+        running_ioc("-S", "-D", tmp_path / "other.dbd", "-d", tmp_path / "links.db") as ioc,
+        ioc.client() as client,
+    ):
+        await Records(ioc, client).becomes("dst", 5)
