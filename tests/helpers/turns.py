@@ -37,15 +37,50 @@ _OURS = str(Path(appliance.__file__).parent)
 _BREATHE = Pace._breathe.__code__
 
 
-class Turns:
-    """The turns of a loop so far."""
+class Work:
+    """What this thread has done so far."""
 
     lines = 0
-    """Lines of the package that the loop has run."""
-    longest = 0
-    """The most lines in one turn."""
+    """Lines of the package that were run."""
     breathes = 0
     """How often long work could pause. It counts where one line moves very many octets."""
+
+
+class Turns(Work):
+    """The turns of a loop so far."""
+
+    longest = 0
+    """The most lines in one turn."""
+
+
+@contextlib.contextmanager
+def _counting(work: Work) -> Iterator[None]:
+    def enter(frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code is _BREATHE:
+            work.breathes += 1
+        # What is compiled at run time, as the codecs, has no file.
+        return line if code.co_filename.startswith((_OURS, "<")) else None
+
+    def line(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            work.lines += 1
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextlib.contextmanager
+def lines_run() -> Iterator[Work]:
+    """Count the lines that are run inside: how much work something is, on every machine."""
+    work = Work()
+    with _counting(work):
+        yield work
 
 
 @contextlib.contextmanager
@@ -63,28 +98,14 @@ def longest_turn() -> Iterator[Turns]:
         if running:
             loop.call_soon(tick)
 
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        code = frame.f_code
-        if code is _BREATHE:
-            found.breathes += 1
-        # What is compiled at run time, as the codecs, has no file.
-        return line if code.co_filename.startswith((_OURS, "<")) else None
-
-    def line(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            found.lines += 1
-        return line
-
-    before = sys.gettrace()
     with pytest.MonkeyPatch.context() as patch:
         for module in ("turns", "udp"):
             patch.setattr(f"appliance.transport.{module}.monotonic", lambda: found.lines * _LINE_S)
         loop.call_soon(tick)
-        sys.settrace(enter)
         try:
-            yield found
+            with _counting(found):
+                yield found
         finally:
-            sys.settrace(before)
             running = False
 
 
