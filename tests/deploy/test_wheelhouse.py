@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from appliance.version import __version__
+from tests.deploy.test_templates import run_play
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "roles/spva_common/files/wheelhouse.py"
@@ -88,14 +89,9 @@ def said_by_the_roles(project: Path) -> str:
     tasks = yaml.safe_load((ROOT / "roles/spva_common/tasks/preflight.yml").read_text())
     task = next(each for each in tasks if each["name"] == "Find the version to install")
     show = {"ansible.builtin.debug": {"msg": "version=<{{ spva_common_version }}>"}}
-    play = [{"hosts": "localhost", "gather_facts": False, "tasks": [task, show]}]
-    (project / "play.yml").write_text(yaml.safe_dump(play))
-    values = json.dumps({"spva_common_release": "", "spva_common_project": str(project)})
-    program = Path(sys.executable).parent / "ansible-playbook"
-    done = subprocess.run(
-        [program, "-i", "localhost,", "-c", "local", "-e", values, project / "play.yml"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+    values = {"spva_common_release": "", "spva_common_project": str(project)}
+    done = run_play(project, {"tasks": [task, show]}, values)
+    assert done.returncode == 0, done.stdout + done.stderr
     return re.search(r"version=<(.*?)>", done.stdout)[1]
 
 
