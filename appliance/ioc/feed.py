@@ -17,7 +17,7 @@ from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.record import Record
 from appliance.server.operation import Subscription, Update
 
-__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "log_unread"]
+__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "is_same", "log_unread"]
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
@@ -62,7 +62,7 @@ def log_unread(error: OperationError) -> None:
     _log.warning("%s", error)
 
 
-def _is_same(one: Reading, other: Reading) -> bool:
+def is_same(one: Reading, other: Reading) -> bool:
     """Whether two readings are of one change: the same value with the same time and alarm."""
     value, *rest = one
     other_value, *other_rest = other
@@ -113,6 +113,7 @@ class Feed(EventSink):
         "_alarm",
         "_event",
         "_fresh",
+        "_last",
         "_store",
         "_tells_alarm",
         "channel",
@@ -135,6 +136,8 @@ class Feed(EventSink):
         self._store: list[Any] = []
         self._fresh: dict[Subscription, Reading] = {}
         """Who has begun since the last event, and what it was told: that event may be the change that it knows already."""
+        self._last: Reading | None = None
+        """What the last event told."""
         self._alarm: tuple[int, int, str] | None = None
         self._event: dbcore.EventSubscription | None = stream.hub.subscribe(
             self.channel, events or mask, self
@@ -163,6 +166,7 @@ class Feed(EventSink):
         if not self.subscriptions:
             # The other clients do not know this alarm yet: the next event reports it.
             self._alarm = (reading.status, reading.severity, reading.message)
+            self._last = reading
         self._store = store
         if not self._tells_alarm:
             bits &= ~mapping.alarm_bits
@@ -178,7 +182,7 @@ class Feed(EventSink):
         fresh, self._fresh = self._fresh, {}
         for subscription in self.subscriptions:
             known = fresh.get(subscription)
-            if known is None or not _is_same(known, reading):
+            if known is None or not is_same(known, reading):
                 subscription.post(update)
 
     @property
@@ -193,7 +197,13 @@ class Feed(EventSink):
             self._event = None
 
     def post(self, reading: Reading) -> None:
-        """Tell all clients of a new value."""
+        """Tell all clients of a new value.
+
+        The event of a change may come after the value was read for the one before: then it is known already.
+        """
+        if self._last is not None and is_same(self._last, reading):
+            return
+        self._last = reading
         mapping = self.mapping
         store = self._store.copy()
         bits = mapping.set_value(store, 0, reading.value) | mapping.set_time(store, 0, reading)
