@@ -232,7 +232,7 @@ class Database:
             self._engines.clear()
 
 
-def _asked(connection: sa.Connection, question: str) -> object:
+def _asked(connection: sa.Connection, question: str) -> Any:
     """Return the answer of a server; None if it does not know, as some that only speak PostgreSQL's protocol."""
     try:
         with connection.begin():
