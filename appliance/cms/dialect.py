@@ -261,9 +261,9 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     # Not as a parameter of the start, which a pooler may drop without a word. One journey for all of them.
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
-        connection.autocommit = True
+        connection.set_autocommit(True)
         connection.execute(words)
-        connection.autocommit = False
+        connection.set_autocommit(False)
 
     return engine
 
