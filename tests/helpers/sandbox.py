@@ -30,6 +30,6 @@ def forbid_chown() -> None:
 
 def run_without_chown(program: str, *arguments: object) -> str:
     """What a program in Python prints that may not call chown."""
-    begin = "from tests.helpers.sandbox import forbid_chown\nforbid_chown()\n"
+    begin = f"from {__name__} import {forbid_chown.__name__} as begin\nbegin()\n"
     command = [sys.executable, "-c", begin + program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
