@@ -135,7 +135,7 @@ async def test_a_monitor_moves_once_and_never_to_plain_tcp(tmp_path: Path, servi
             assert watcher.said == ["TLS"]
             service.introduce()
             service.stop()
-            ends = datetime.now(UTC) + timedelta(seconds=60)
+            ends = datetime.now(UTC) + timedelta(seconds=45)
             service.switch(ends)
             for name in (first, *({"client", "ioc"} - {first})):
                 await service.issue(tmp_path / f"{name}.p12", name, usages[name], keys[name])
@@ -145,7 +145,8 @@ async def test_a_monitor_moves_once_and_never_to_plain_tcp(tmp_path: Path, servi
                     await until(lambda: context.tls.keychain.issuer_id == service.process.issuer, PATIENT_S)
             await until(lambda: "lost" in watcher.said and watcher.said[-1] == "TLS", PATIENT_S)
             assert datetime.now(UTC) < ends, "it has not waited for the end"
-            await ioc.printed(r"the former certificate is EXPIRED")
+            await until(lambda: datetime.now(UTC) > ends, PATIENT_S + 30)
+            await ioc.printed("the former certificate is EXPIRED")
             seen = watcher.last
             await until(lambda: watcher.last > seen + 20, PATIENT_S)
             assert watcher.said == ["TLS", "lost", "TLS"]
