@@ -105,6 +105,8 @@ class Ioc:
         for warning in result.warnings:
             _log.warning("%s", warning)
 
+        self.loading.site_code(is_trial=False)
+
         def guard(step: LoadStep) -> None:
             if step not in result.loaded:
                 check_file(self.plan, step)
