@@ -109,7 +109,9 @@ class Watcher:
 
 
 @pytest.mark.parametrize("first", ["client", "ioc"])
-async def test_a_monitor_moves_once_and_never_to_plain_tcp(tmp_path: Path, service: Service, first: str) -> None:
+async def test_a_monitor_moves_once_and_never_to_plain_tcp(
+    tmp_path: Path, service: Service, first: str
+) -> None:
     (tmp_path / "count.db").write_text(COUNT)
     keys = {"client": generate_key("ec-p256"), "ioc": generate_key("ec-p256")}
     usages = {"client": CLIENT, "ioc": IOC}
