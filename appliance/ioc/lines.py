@@ -24,7 +24,7 @@ _MISSING: Final = (
     (("caPutLog", "caPutJsonLog"), "puts are logged by TRAPWRITE in the access security file, and by 'put_log' of the configuration"),
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
     (("devIocStats", "iocAdmin"), "this IOC has no iocStats"),
-    (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info", "pvxsl", "pvxsi", "pvxs_log_config"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
+    (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip
 """Beginnings of command names, each with the reason why this IOC lacks the command."""
