@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -82,9 +80,10 @@ class Service:
 def service(tmp_path: Path) -> Iterator[Service]:
     made = Service(tmp_path)
     made.start()
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: made.process.__exit__())
+    try:
         yield made
+    finally:
+        made.process.__exit__()
 
 
 class Watcher:
