@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 import uuid
@@ -64,6 +65,13 @@ class Member(NamedTuple):
     silent_s: int
     """Seconds since its last beat."""
     is_alive: bool
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """The numbers of its release: those of 9.1rc2 are 9, 1 and 0."""
+        found = (re.match(r"[0-9]{1,9}(?![0-9])", part) for part in self.release.split("."))
+        major, minor, patch, *_ = (*(int(each[0]) if each else 0 for each in found), 0, 0)
+        return major, minor, patch
 
 
 def members(connection: sa.Connection) -> list[Member]:

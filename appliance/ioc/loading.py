@@ -14,6 +14,7 @@ from appliance.ioc.config import LoadStep, Plan, is_substitutions
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
 from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
+from appliance.ioc.libraries import SiteLibraries
 from appliance.ioc.script import ScriptRunner
 
 __all__ = ["Loading"]
@@ -35,6 +36,7 @@ class Loading:
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
         self.script = ScriptRunner(on_error=plan.on_error)
+        self.libraries = SiteLibraries(plan.libraries)
 
     # -- the plan ------------------------------------------------------------------------------------
 
@@ -50,6 +52,20 @@ class Loading:
         dbcore.boot(plan.definition or None, channel_access=plan.channel_access)
         dbcore.load_definition_text(DEMO_DEFINITION)
         dbcore.register_support()
+
+    def site_code(self, *, is_trial: bool) -> None:
+        """Load the site's own device support; a trial runs none of its code.
+
+        Raises:
+            ConfigurationError: A library or a definition file cannot be used.
+        """
+        self.libraries.check()
+        if is_trial:
+            self.libraries.stand_in()
+            return
+        for step in self.libraries.steps:
+            self._say(f'dlload("{step.file}")')
+        self.libraries.load()
 
     def files(self) -> None:
         """Read access security and groups, then load the databases.
