@@ -16,6 +16,7 @@ __all__ = [
     "PrivateRead",
     "check_replaceable",
     "make_directories",
+    "protected_file",
     "read_private",
     "read_regular",
     "read_trusted",
@@ -29,6 +30,8 @@ _TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{1,8})\.[0-9a-f]{12}")
 """The names that `write_private` gives to incomplete files: the file's own, a process, something random."""
 _OLD_S: Final = 60.0
 _YOUNG_S: Final = 2.0
+_LINKS: Final = 40
+"""The most symbolic links of one path, as in Linux."""
 
 
 class PrivateRead(NamedTuple):
@@ -383,3 +386,59 @@ def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def protected_file(path: str | os.PathLike[str]) -> str:
+    """Return the real path of a file that only root and the user of this process can change or replace.
+
+    All directories on the way are looked at, and those that symbolic links lead through. In a directory with the sticky bit others can add
+    files, but not replace this one.
+
+    Raises:
+        ConfigurationError: The file is missing, is no regular file, or somebody else can change or replace it.
+    """
+    name = os.fspath(path)
+    at, links = "/", 0
+    pending = os.path.join(os.getcwd(), name).split("/")[::-1]  # noqa: PTH109, PTH118 - text in, text out
+    try:
+        status = os.lstat(at)
+        _refuse_changeable(at, status, name)
+        while pending:
+            part = pending.pop()
+            if part in {"", "."}:
+                continue
+            here = os.path.dirname(at) if part == ".." else os.path.join(at, part)  # noqa: PTH118, PTH120
+            status = os.lstat(here)
+            _refuse_changeable(here, status, name)
+            if not stat.S_ISLNK(status.st_mode):
+                at = here
+                continue
+            links += 1
+            if links > _LINKS:
+                raise ConfigurationError("leads through too many symbolic links", file=name)
+            target = os.readlink(here)  # noqa: PTH115
+            if target.startswith("/"):
+                at = "/"
+            pending += target.split("/")[::-1]
+    except OSError as error:
+        raise ConfigurationError(f"cannot be read: {error.strerror or error}", file=name) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError("is not a regular file", file=name)
+    return at
+
+
+def _refuse_changeable(here: str, status: os.stat_result, name: str) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigurationError(
+            f"{here} belongs to user {status.st_uid}, who can change what this program runs; run: chown root {here}",
+            file=name,
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and mode & stat.S_ISVTX):
+        return
+    if mode & 0o022:
+        who = "every user of this machine" if mode & stat.S_IWOTH else "its group"
+        raise ConfigurationError(
+            f"{here} has mode {mode:04o}: {who} can change what this program runs; run: chmod go-w {here}",
+            file=name,
+        )

@@ -18,6 +18,8 @@ __all__ = [
     "Database",
     "GroupFile",
     "IocConfig",
+    "Library",
+    "LibraryStep",
     "LoadStep",
     "OnError",
     "Plan",
@@ -62,11 +64,22 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     """Organizations (O) whose people match a name without an organization in a UAG, besides that of the IOC's own certificate; `*`: all."""
 
 
+class Library(Settings, frozen=True, kw_only=True):
+    """A shared library with device support, compiled by the site."""
+
+    file: FilePath
+    """A shared library (`.so`). Only root and the IOC's own user may be able to change it, or the directories on its path."""
+    definitions: tuple[FilePath, ...] = ()
+    """The definition files (`.dbd`) that name what the library brings."""
+
+
 class IocConfig(Settings, frozen=True, kw_only=True):
     """The IOC's configuration file."""
 
     definition: FilePath = default(FilePath())
     """A database definition (``.dbd``) instead of the standard record types."""
+    libraries: tuple[Library, ...] = ()
+    """Device support in C, compiled by the site; loaded in this order, before all databases."""
     databases: tuple[Database, ...] = ()
     """Record databases, loaded in this order. Give at least one, or a script."""
     groups: tuple[GroupFile, ...] = ()
@@ -119,10 +132,18 @@ class LoadStep(NamedTuple):
     macros: str = ""
 
 
+class LibraryStep(NamedTuple):
+    """A shared library and its definition files."""
+
+    file: str
+    definitions: tuple[str, ...] = ()
+
+
 class Plan(NamedTuple):
     """The steps of a start."""
 
     definition: str = ""
+    libraries: tuple[LibraryStep, ...] = ()
     databases: tuple[LoadStep, ...] = ()
     groups: tuple[LoadStep, ...] = ()
     acf: LoadStep | None = None
@@ -151,7 +172,9 @@ class Plan(NamedTuple):
     @property
     def loads_anything(self) -> bool:
         """Whether the plan names any file."""
-        return bool(self.databases or self.groups or self.acf or self.script or self.definition)
+        return bool(
+            self.libraries or self.databases or self.groups or self.acf or self.script or self.definition
+        )
 
     @property
     def loads_records(self) -> bool:
@@ -179,6 +202,7 @@ def plan_of(config: IocConfig, folder: str = "") -> Plan:
     """
     return Plan(
         definition=config.definition,
+        libraries=tuple(LibraryStep(each.file, each.definitions) for each in config.libraries),
         databases=tuple(_step(entry) for entry in config.databases),
         groups=tuple(_step(entry) for entry in config.groups),
         acf=_step(config.acf) if config.acf is not None else None,

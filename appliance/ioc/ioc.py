@@ -9,9 +9,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
 
 from appliance.acf import AccessSecurity
-from appliance.certmon.endpoints import open_server
+from appliance.certmon.endpoints import open_server, reconfigure_server
 from appliance.client.context import Context
-from appliance.config.pva import ServerConfig
+from appliance.config.pva import ServerConfig, resolve_client, resolve_server
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports
 from appliance.ioc.access import FieldAccess, read_access_file
@@ -28,7 +28,7 @@ from appliance.ioc.loading import Loading
 from appliance.ioc.own_client import open_own_client
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
-from appliance.ioc.qsrv_env import LateSettings, why_not_served
+from appliance.ioc.qsrv_env import LateSettings, shell_environment, why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
 from appliance.ioc.trial import Trial, TrialResult, check_file
@@ -37,14 +37,42 @@ from appliance.server.server import Server
 __all__ = ["Ioc"]
 
 _log: Final = logging.getLogger(__name__)
+_TLS_SETTINGS: Final = (
+    "no_status_cache",
+    "status_cache_dir",
+    "tls_keychain",
+    "tls_keychain_default",
+    "tls_keychain_password",
+    "tls_keylog_file",
+    "tls_options",
+    "tls_stop_if_no_cert",
+)
+"""What a running server can use anew."""
+
+
+def _from_environment() -> ServerConfig:
+    found = resolve_server(environ=shell_environment())
+    for warning in found.warnings:
+        _log.warning("%s", warning)
+    return found.config
 
 
 class Ioc:
     """The IOC; one per process, as EPICS' database. Call all methods on the event loop's thread."""
 
-    def __init__(self, plan: Plan, config: ServerConfig) -> None:
+    def __init__(
+        self, plan: Plan, config: ServerConfig, resolve: Callable[[], ServerConfig] | None = None
+    ) -> None:
+        """Make the parts.
+
+        Args:
+            plan: What to load.
+            config: The settings of the server.
+            resolve: Reads the settings again; by default from the environment.
+        """
         self.plan = plan
         self.config = config
+        self._resolve = _from_environment if resolve is None else resolve
         self.loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self.channel_access = ChannelAccessRules()
@@ -106,6 +134,8 @@ class Ioc:
             raise
         for warning in result.warnings:
             _log.warning("%s", warning)
+
+        self.loading.site_code(is_trial=False)
 
         def guard(step: LoadStep) -> None:
             if step not in result.loaded:
@@ -241,6 +271,35 @@ class Ioc:
     def server_lines(self, level: int) -> list[str]:
         """Return a report of the server's state."""
         return reports.server_lines(self.server, level, self.switched_off)
+
+    def name_lines(self, details: int) -> list[str]:
+        """Return a list of the names that are served."""
+        found = (("qsrvSingle", 0, self.records), ("qsrvGroup", 1, self.groups))
+        return reports.name_lines(
+            [(label, priority, source) for label, priority, source in found if source is not None], details
+        )
+
+    def information_lines(self) -> list[str]:
+        """Return versions, host and settings."""
+        environ = shell_environment()
+        return reports.information_lines(resolve_client(environ=environ), resolve_server(environ=environ))
+
+    async def reconfigure(self) -> list[str]:
+        """Read the settings again, and use keychain and TLS options from now on.
+
+        Raises:
+            ApplianceError: The settings cannot be used; the former ones stay in use.
+        """
+        config = await asyncio.to_thread(self._resolve)
+        used = self.config._replace(**{name: getattr(config, name) for name in _TLS_SETTINGS})
+        waiting = [name for name in config.__fields__ if getattr(config, name) != getattr(used, name)]
+        await reconfigure_server(
+            self.server, used, status_client=resolve_client(environ=shell_environment()).config
+        )
+        self.config = used
+        lines = ["Reconfiguring Secure PVAccess"]
+        lines += [f"{name} has changed: it is used after a restart" for name in waiting]
+        return lines
 
     def group_lines(self, level: int, pattern: str) -> list[str]:
         """Return a list of the groups."""

@@ -15,6 +15,7 @@ from appliance.ioc.dbcore.link_support import declaration
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
 from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
+from appliance.ioc.libraries import SiteLibraries
 from appliance.ioc.links.all_links import AllLinks
 from appliance.ioc.script import ScriptRunner
 
@@ -39,6 +40,7 @@ class Loading:
         self.script = ScriptRunner(on_error=plan.on_error)
         self.links = AllLinks()
         """The PVA links of the records."""
+        self.libraries = SiteLibraries(plan.libraries)
 
     # -- the plan ------------------------------------------------------------------------------------
 
@@ -55,6 +57,20 @@ class Loading:
         self.links.register()
         dbcore.load_definition_text(DEMO_DEFINITION)
         dbcore.register_support()
+
+    def site_code(self, *, is_trial: bool) -> None:
+        """Load the site's own device support; a trial runs none of its code.
+
+        Raises:
+            ConfigurationError: A library or a definition file cannot be used.
+        """
+        self.libraries.check()
+        if is_trial:
+            self.libraries.stand_in()
+            return
+        for step in self.libraries.steps:
+            self._say(f'dlload("{step.file}")')
+        self.libraries.load()
 
     def files(self) -> None:
         """Read access security and groups, then load the databases.

@@ -57,8 +57,14 @@ def test_rotating_a_keychain_that_nobody_has_is_refused_with_what_there_is(play)
 
 
 def tasks_of(path: str) -> list[dict]:
-    [*plays] = yaml.safe_load((ROOT / path).read_text())
-    return [task for play in plays for task in play.get("tasks", [play])]
+    """Every task of a playbook or a role's file, those in blocks too."""
+    found, left = [], yaml.safe_load((ROOT / path).read_text())
+    while left:
+        each = left.pop(0)
+        inner = [task for part in ("tasks", "block", "always") for task in each.get(part, [])]
+        left += inner
+        found += [] if inner else [each]
+    return found
 
 
 @pytest.mark.parametrize(
