@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.behind import Backlogs
 
 __all__ = ["EventSink", "EventStream"]
 
@@ -47,6 +48,8 @@ class EventStream:
         self._loop = loop
         self._pending: dict[Hashable, None] = {}
         self._is_busy = False
+        self.backlogs = Backlogs()
+        """The marks of clients that are behind."""
         self.hub = dbcore.EventHub(self.deliver, loop=loop)
 
     def deliver(self, keys: list[Hashable]) -> None:
