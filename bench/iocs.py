@@ -42,6 +42,8 @@ def ioc(which: str, database: Path, keychain: str = "") -> Iterator[Ioc]:
         "EPICS_PVAS_TLS_PORT": str(tls),
         "EPICS_PVAS_TLS_KEYCHAIN": keychain,
         "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+        # As a service without privileges has it. With real-time threads EPICS would take the processors from both servers.
+        "EPICS_ALLOW_POSIX_THREAD_PRIORITY_SCHEDULING": "NO",
     }
     if which == "ours":
         words = ["-m", "appliance.cli.softiocpvx", "-S", "-d", str(database)]
