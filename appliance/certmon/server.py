@@ -11,6 +11,7 @@ from cryptography import x509
 
 from appliance.certmon.policy import Mode
 from appliance.certmon.tls_manager import TLSManager
+from appliance.certs.keychain import Keychain
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
 from appliance.errors import SecurityError
 from appliance.server.server import Server
@@ -198,3 +199,8 @@ class ServerTLSManager(TLSManager):
         """Close the connections in which this server has shown ``certificate``."""
         if self._server is not None and not self._is_retired:
             self._server.close_peers(reason, certificate=certificate)
+
+    def renew_connections_of(self, former: Keychain, within_s: float) -> None:
+        """Close the connections of ``former`` whose clients have nothing to change; the others do it themselves."""
+        if self._server is not None:
+            self._server.renew_peers(former, SecurityError("a new keychain is in use"), within_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -231,7 +232,10 @@ def _replace_like(directory: int, place: str, data: bytes, before: os.stat_resul
     for owner in dict.fromkeys((wanted, (-1, before.st_gid))):
         try:
             _replace(directory, place, data, mode, owner)
-        except PermissionError:
+        except OSError as error:
+            # EINVAL: this process is in a namespace that does not have this user or group.
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
             continue
         if owner != wanted and before.st_uid != os.geteuid():
             said.append(
@@ -240,9 +244,13 @@ def _replace_like(directory: int, place: str, data: bytes, before: os.stat_resul
         return said
     # Access for a group makes sense only for the group that the file had.
     _replace(directory, place, data, 0o600, None)
-    said.append(
-        f"{place}: cannot be given back to its group {before.st_gid}; only user {os.geteuid()} can read it now"
-    )
+    if mode & 0o070:
+        from shlex import quote
+
+        said.append(
+            f"{place}: cannot be given back to its group {before.st_gid}; only user {os.geteuid()} can read it now. If that "
+            f"group needs it, as root: chgrp {before.st_gid} {quote(place)} && chmod {mode:04o} {quote(place)}"
+        )
     return said
 
 
@@ -265,7 +273,7 @@ def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
     try:
         try:
             if owner is not None:
-                os.fchown(fd, *owner)
+                _give(fd, *owner)
             # The umask may have removed bits that the caller asked for, and chown removes some.
             os.fchmod(fd, mode)
             view = memoryview(data)
@@ -278,6 +286,15 @@ def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
         os.unlink(temporary, dir_fd=directory)
         raise
     return temporary
+
+
+def _give(fd: int, user: int, group: int) -> None:
+    """Change the owner, if it is another one: a sandbox may forbid ``chown``, also the one that would change nothing."""
+    now = os.fstat(fd)
+    user = -1 if user == now.st_uid else user
+    group = -1 if group == now.st_gid else group
+    if (user, group) != (-1, -1):
+        os.fchown(fd, user, group)
 
 
 def write_public(path: str | os.PathLike[str], data: bytes) -> None:

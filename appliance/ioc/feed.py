@@ -17,7 +17,7 @@ from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.record import Record
 from appliance.server.operation import Subscription, Update
 
-__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "log_unread"]
+__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "is_same", "log_unread"]
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
@@ -62,6 +62,17 @@ def log_unread(error: OperationError) -> None:
     _log.warning("%s", error)
 
 
+def is_same(one: Reading, other: Reading) -> bool:
+    """Whether two readings are of one change: the same value with the same time and alarm."""
+    value, *rest = one
+    other_value, *other_rest = other
+    if rest != other_rest:
+        return False
+    if hasattr(value, "shape"):
+        return bool(value.shape == other_value.shape and (value == other_value).all())
+    return bool(value == other_value)
+
+
 class PropertySink(EventSink):
     """Handles changes of a record's properties; the key of the DBE_PROPERTY subscription.
 
@@ -101,6 +112,8 @@ class Feed(EventSink):
     __slots__ = (
         "_alarm",
         "_event",
+        "_fresh",
+        "_last",
         "_store",
         "_tells_alarm",
         "channel",
@@ -121,6 +134,10 @@ class Feed(EventSink):
         """The subscriptions, each with a function that sends a simple update, if there is one."""
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
+        self._fresh: dict[Subscription, Reading] = {}
+        """Who has begun since the last event, and what it was told: that event may be the change that it knows already."""
+        self._last: Reading | None = None
+        """What the last event told."""
         self._alarm: tuple[int, int, str] | None = None
         self._event: dbcore.EventSubscription | None = stream.hub.subscribe(
             self.channel, events or mask, self
@@ -137,24 +154,36 @@ class Feed(EventSink):
 
     def join(self, subscription: Subscription) -> None:
         """Send a client all fields now, and later the changes."""
-        update = self._snapshot()
+        update, reading = self._snapshot()
         self.subscriptions[subscription] = None
+        self._fresh[subscription] = reading
         subscription.post(update)
 
-    def _snapshot(self) -> Update:
+    def _snapshot(self) -> tuple[Update, Reading]:
+        """Return the present state, and what was read for it."""
         mapping = self.mapping
         store, bits, reading = self.record.read()
         if not self.subscriptions:
             # The other clients do not know this alarm yet: the next event reports it.
             self._alarm = (reading.status, reading.severity, reading.message)
+            self._last = reading
         self._store = store
         if not self._tells_alarm:
             bits &= ~mapping.alarm_bits
-        return Update(mapping.type, store, bits)
+        return Update(mapping.type, store, bits), reading
 
     def leave(self, subscription: Subscription) -> None:
         """Forget a client."""
         self.subscriptions.pop(subscription, None)
+        self._fresh.pop(subscription, None)
+
+    def _tell_all(self, update: Update, reading: Reading) -> None:
+        """Post an update of an event, but not to those that began after the change and got it with all fields."""
+        fresh, self._fresh = self._fresh, {}
+        for subscription in self.subscriptions:
+            known = fresh.get(subscription)
+            if known is None or not is_same(known, reading):
+                subscription.post(update)
 
     @property
     def is_open(self) -> bool:
@@ -168,7 +197,13 @@ class Feed(EventSink):
             self._event = None
 
     def post(self, reading: Reading) -> None:
-        """Tell all clients of a new value."""
+        """Tell all clients of a new value.
+
+        The event of a change may come after the value was read for the one before: then it is known already.
+        """
+        if self._last is not None and is_same(self._last, reading):
+            return
+        self._last = reading
         mapping = self.mapping
         store = self._store.copy()
         bits = mapping.set_value(store, 0, reading.value) | mapping.set_time(store, 0, reading)
@@ -178,9 +213,7 @@ class Feed(EventSink):
                 self._alarm = alarm
                 bits |= mapping.set_alarm(store, 0, reading)
         self._store = store
-        update = Update(mapping.type, store, bits)
-        for subscription in self.subscriptions:
-            subscription.post(update)
+        self._tell_all(Update(mapping.type, store, bits), reading)
 
     def post_properties(self, properties: dbcore.Properties) -> None:
         """Tell all clients of new properties."""

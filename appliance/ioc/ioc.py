@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
 
 from appliance.acf import AccessSecurity
 from appliance.certmon.endpoints import open_server, reconfigure_server
+from appliance.client.context import Context
 from appliance.config.pva import ServerConfig, resolve_client, resolve_server
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports
@@ -25,6 +26,7 @@ from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
+from appliance.ioc.own_client import open_own_client
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
 from appliance.ioc.qsrv_env import LateSettings, shell_environment, why_not_served
@@ -224,12 +226,13 @@ class Ioc:
                 self.access.use(security, self.loading.access_step)
             self.stats.start()
             self.switched_off = why_not_served(report=True)
-            if self.switched_off:
-                _log.warning("%s: no record is served over PVAccess", self.switched_off)
-                self.attached = True
-                return
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
+            if self.switched_off:
+                _log.warning("%s: no record is served over PVAccess", self.switched_off)
+                self._start_links()
+                self.attached = True
+                return
             groups = Groups(self.loading.group_files, place=self.loading.place)
             self.groups = GroupSource(groups.groups.values(), self.stream, self.access, self.put_log)
             self.policy.attach(self.records, self.groups)
@@ -241,7 +244,19 @@ class Ioc:
             return
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
+        self._start_links()
         self.attached = True
+
+    def _start_links(self) -> None:
+        assert self.records is not None
+        required = self.config.tls_options.tls_required
+
+        def opener() -> AbstractAsyncContextManager[Context]:
+            return open_own_client(
+                self.config, "PVA links", "they connect to nothing outside", require_tls=required
+            )
+
+        self.loading.links.start(self.records, self.groups, opener)
 
     # -- reports -------------------------------------------------------------------------------------
 
@@ -306,6 +321,10 @@ class Ioc:
         """Return a list of the groups."""
         return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
 
+    def link_lines(self, level: int, pattern: str) -> list[str]:
+        """Return a report of the PVA links."""
+        return self.loading.links.lines(pattern, level)
+
     # -- end -----------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
@@ -313,6 +332,7 @@ class Ioc:
         await self._stack.aclose()
         await self.stats.stop()
         await asyncio.to_thread(self.autosave.close)
+        await self.loading.links.close()
         await self.access.close()
         if self.records is not None:
             self.records.close()

@@ -11,10 +11,12 @@ from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
 from appliance.ioc.config import LoadStep, Plan, is_substitutions
+from appliance.ioc.dbcore.link_support import declaration
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
 from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.libraries import SiteLibraries
+from appliance.ioc.links.all_links import AllLinks
 from appliance.ioc.script import ScriptRunner
 from appliance.ioc.stats import SHIPPED
 
@@ -37,6 +39,8 @@ class Loading:
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
         self.script = ScriptRunner(on_error=plan.on_error)
+        self.links = AllLinks()
+        """The PVA links of the records."""
         self.libraries = SiteLibraries(plan.libraries)
 
     # -- the plan ------------------------------------------------------------------------------------
@@ -50,7 +54,8 @@ class Loading:
         plan = self.plan
         register_demo()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
-        dbcore.boot(plan.definition or None, channel_access=plan.channel_access)
+        dbcore.boot(plan.definition or None, channel_access=plan.channel_access, declared=declaration("pva"))
+        self.links.register()
         dbcore.load_definition_text(DEMO_DEFINITION)
         dbcore.register_support()
 

@@ -52,7 +52,7 @@ class NumberFeed(Feed):
             feeds, dbcore.view_numbers([feed._view for feed in feeds]), strict=True
         ):
             alarm, seconds, nanoseconds, tag, value = raw
-            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw:
+            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._fresh:
                 feed._post_rest(raw, known)
                 continue
             feed._raw = raw
@@ -84,6 +84,7 @@ class NumberFeed(Feed):
         alarm, *_ = raw
         last = self._raw
         bits = 0
+        reading = dbcore.reading_of(raw)
         if known != self._known or raw == last:
             # An event without a visible change may concern properties that the record's support computes.
             self._known = known
@@ -91,15 +92,16 @@ class NumberFeed(Feed):
                 bits = self._take_properties()
             except OperationError as error:
                 log_unread(error)
+        tells_properties = bool(bits)
         if not bits or raw != last:
             bits |= self._bits
             if alarm != self._raw_alarm:
                 self._store = self._store.copy()
-                bits |= self.mapping.set_alarm(self._store, 0, dbcore.reading_of(raw))
+                bits |= self.mapping.set_alarm(self._store, 0, reading)
         self._raw, self._raw_alarm = raw, alarm
-        update = self._update(raw, bits)
-        for subscription in self.subscriptions:
-            subscription.post(update)
+        if tells_properties:
+            self._fresh.clear()
+        self._tell_all(self._update(raw, bits), reading)
 
     def _take_properties(self) -> int:
         """Ask EPICS for the properties; return the bits of all of them if one has changed."""

@@ -25,6 +25,7 @@ SERVER_COMMANDS: Final = (
     "asInit",
     "asdbdump",
     "asprules",
+    "dbpvar",
     "pvxgl",
     "pvxreconfigure",
     "pvxrefclear",
@@ -74,6 +75,9 @@ class ShellHost(Protocol):
 
     def group_lines(self, level: int, pattern: str) -> list[str]:
         """Return a list of the groups with a matching name; level 1 adds their members."""
+
+    def link_lines(self, level: int, pattern: str) -> list[str]:
+        """Return a report of the PVA links of matching records. Level 1: lost PVs; 2: all PVs; 5: their links."""
 
 
 class _Commands:
@@ -147,6 +151,10 @@ class _Commands:
         for line in self.ask(lambda: self.host.group_lines(level, pattern or "")):
             shell_print(line)
 
+    def links(self, pattern: str | None, level: int) -> None:
+        for line in self.ask(lambda: self.host.link_lines(level, pattern or "")):
+            shell_print(line)
+
 
 def register_commands(host: ShellHost) -> None:
     """Add the commands; after :func:`.dbcore.boot`, so that they replace those of EPICS."""
@@ -189,3 +197,9 @@ def register_commands(host: ShellHost) -> None:
     add("pvxrefdiff", [], commands.compare_counts, "Show what has changed since pvxrefsave.\n")
     add("pvxrefclear", [], commands.forget_counts, "Forget the numbers of pvxrefsave.\n")
     add("pvxgl", [("level", int), ("pattern", str)], commands.groups, "List groups; level 1 shows members.\n")
+    add(
+        "dbpvar",
+        [("record name", str), ("level", int)],
+        commands.links,
+        "PVA links: 0 counts, 1 what is not connected, 2 all PVs, 5 their links.\n",
+    )

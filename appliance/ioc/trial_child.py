@@ -160,6 +160,13 @@ class _Child:
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
         if groups.faults:
             raise groups.faults[0]
+        names = {group.name for group in groups.groups.values()}
+        for record, field, name in loading.links.not_here(names.__contains__):
+            self.faults.append(
+                self.located(
+                    f"{record}.{field}: {name} is no record and no group of this IOC, and the link is local"
+                )
+            )
 
     def links(self) -> None:
         """Look where the links of all records lead."""
