@@ -73,6 +73,17 @@ class Library(Settings, frozen=True, kw_only=True):
     """The definition files (`.dbd`) that name what the library brings."""
 
 
+class StatsRecords(Settings, frozen=True, kw_only=True):
+    """Records about the state of the IOC."""
+
+    prefix: Annotated[str, Meta(min_length=1, max_length=40, pattern="^[^$(){}\"'\\s]+$")]
+    """The beginning of their names: `<prefix>:HEARTBEAT`, `<prefix>:UPTIME` ..."""
+    engineer: Annotated[str, Meta(max_length=39)] = ""
+    """The text of `<prefix>:ENGINEER`; by default the variable `ENGINEER`."""
+    location: Annotated[str, Meta(max_length=39)] = ""
+    """The text of `<prefix>:LOCATION`; by default the variable `LOCATION`."""
+
+
 class IocConfig(Settings, frozen=True, kw_only=True):
     """The IOC's configuration file."""
 
@@ -88,6 +99,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     """Access security; without it everybody may do everything."""
     enforce_read: bool = True
     """Apply the rules of `acf` to reading too; false: to writing only, as the reference's IOC does."""
+    stats: StatsRecords | None = None
+    """Records about the state of the IOC, with the names of the module iocStats."""
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
     """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
     script: FilePath = default(FilePath())
@@ -111,7 +124,7 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for fault in faults_of_level(self.log_level):
             raise ValueError(f"log_level: {fault}")
-        if not self.databases and not self.script:
+        if not self.databases and not self.script and self.stats is None:
             raise ValueError("databases: name at least one file, or give a script that loads records")
         if self.on_error != "stop" and not self.script:
             raise ValueError("on_error: it has no effect without a script; give script, or remove on_error")
@@ -147,6 +160,9 @@ class Plan(NamedTuple):
     databases: tuple[LoadStep, ...] = ()
     groups: tuple[LoadStep, ...] = ()
     acf: LoadStep | None = None
+    stats_prefix: str = ""
+    engineer: str = ""
+    location: str = ""
     exit_prefix: str = ""
     script: str = ""
     is_interactive: bool = False
@@ -179,7 +195,7 @@ class Plan(NamedTuple):
     @property
     def loads_records(self) -> bool:
         """Whether the plan itself loads records, so that it must run iocInit."""
-        return bool(self.databases or self.exit_prefix or self.initialises)
+        return bool(self.databases or self.stats_prefix or self.exit_prefix or self.initialises)
 
 
 _NO_MACROS: Final = ""
@@ -206,6 +222,9 @@ def plan_of(config: IocConfig, folder: str = "") -> Plan:
         databases=tuple(_step(entry) for entry in config.databases),
         groups=tuple(_step(entry) for entry in config.groups),
         acf=_step(config.acf) if config.acf is not None else None,
+        stats_prefix=config.stats.prefix if config.stats is not None else "",
+        engineer=config.stats.engineer if config.stats is not None else "",
+        location=config.stats.location if config.stats is not None else "",
         exit_prefix=config.exit_prefix,
         script=config.script,
         console=config.console,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
@@ -31,6 +32,7 @@ from appliance.ioc.putlog import PutLog
 from appliance.ioc.qsrv_env import LateSettings, shell_environment, why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
+from appliance.ioc.stats import ServerCounts, Stats
 from appliance.ioc.trial import Trial, TrialResult, check_file
 from appliance.server.server import Server
 
@@ -93,6 +95,7 @@ class Ioc:
         self.records: RecordSource | None = None
         self.groups: GroupSource | None = None
         self.console: Console | None = None
+        self.stats = Stats(self, plan.script)
         self.attached = False
         """Whether the database runs and its records are served, unless ``switched_off``."""
         self.switched_off = ""
@@ -136,6 +139,9 @@ class Ioc:
             _log.warning("%s", warning)
 
         self.loading.site_code(is_trial=False)
+        for name, value in (("ENGINEER", self.plan.engineer), ("LOCATION", self.plan.location)):
+            if value:
+                os.environ[name] = value
 
         def guard(step: LoadStep) -> None:
             if step not in result.loaded:
@@ -218,6 +224,7 @@ class Ioc:
             if self.loading.access_step is not None:
                 security = await asyncio.to_thread(read_access_file, self.loading.access_step)
                 self.access.use(security, self.loading.access_step)
+            self.stats.start()
             self.switched_off = why_not_served(report=True)
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
@@ -263,6 +270,15 @@ class Ioc:
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         await self.access.reload(step)
+
+    def server_counts(self) -> ServerCounts:
+        """Return how many clients and channels the server has."""
+        peers = list(self.server.peers.values())
+        return ServerCounts(
+            len(peers),
+            sum(peer.credentials.is_tls for peer in peers),
+            sum(1 for peer in peers for _ in peer.channels()),
+        )
 
     def access_lines(self) -> list[str]:
         """Return a report of the rules in force."""
@@ -314,6 +330,7 @@ class Ioc:
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
+        await self.stats.stop()
         await asyncio.to_thread(self.autosave.close)
         await self.loading.links.close()
         await self.access.close()

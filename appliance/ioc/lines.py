@@ -23,7 +23,7 @@ _MISSING: Final = (
     (("NDStd", "ND", "ADCore", "simDetector", "startPVA"), "this IOC has no areaDetector"),
     (("caPutLog", "caPutJsonLog"), "puts are logged by TRAPWRITE in the access security file, and by 'put_log' of the configuration"),
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
-    (("devIocStats", "iocAdmin"), "this IOC has no iocStats"),
+    (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.libraries import SiteLibraries
 from appliance.ioc.links.all_links import AllLinks
 from appliance.ioc.script import ScriptRunner
+from appliance.ioc.stats import SHIPPED
 
 __all__ = ["Loading"]
 
@@ -89,6 +90,8 @@ class Loading:
             command = "dbLoadTemplate" if is_substitutions(step.file) else "dbLoadRecords"
             self._say(f'{command}("{step.file}"{f", {step.macros!r}" if step.macros else ""})')
             self.load(step)
+        if plan.stats_prefix:
+            self.load(LoadStep(str(SHIPPED / "iocStats.db"), dbcore.macro_text({"IOC": plan.stats_prefix})))
         if plan.exit_prefix:
             dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": plan.exit_prefix})
 
@@ -100,6 +103,8 @@ class Loading:
         """
         if dbcore.ioc_state() is not dbcore.IocState.VOID:
             raise ConfigurationError(f"must be loaded {_BEFORE}", file=step.file)
+        if "/" not in step.file and not locate.exists(step.file) and (SHIPPED / step.file).is_file():
+            step = step._replace(file=str(SHIPPED / step.file))
         template = is_substitutions(step.file) if as_template is None else as_template
         if template and not os.access(step.file, os.R_OK):
             # EPICS' reader of substitution files crashes if the file does not exist.
