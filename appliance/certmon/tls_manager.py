@@ -288,9 +288,7 @@ class TLSManager(ABC):
 
         def renew() -> None:
             self.renew_connections_of(former, min(quarter_s, _LONGEST_SLEEP_S))
-            self._renewal = asyncio.get_running_loop().call_later(
-                quarter_s, self._renew_later, former, until
-            )
+            self._renewal = asyncio.get_running_loop().call_later(quarter_s, self._renew_later, former, until)
 
         delay = random.uniform(0, quarter_s)  # noqa: S311 - this number is no secret
         self._renewal = asyncio.get_running_loop().call_later(delay, renew)

@@ -322,7 +322,9 @@ class Links:
         if self.by_address.get(former.address) is not former:
             link.close(TransportError(f"the former connection to {link.peer} has ended"), expected=True)
         elif _is_of_former_authority(former, link):
-            link.close(TransportError(f"{link.peer} has a certificate of the former authority"), expected=True)
+            link.close(
+                TransportError(f"{link.peer} has a certificate of the former authority"), expected=True
+            )
         else:
             self.by_address[link.address] = link
             latest = self._end.now() + self._end.timings.upgrade_patience_s

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -82,9 +80,10 @@ class Service:
 def service(tmp_path: Path) -> Iterator[Service]:
     made = Service(tmp_path)
     made.start()
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: made.process.__exit__())
+    try:
         yield made
+    finally:
+        made.process.__exit__()
 
 
 class Watcher:
@@ -109,7 +108,9 @@ class Watcher:
 
 
 @pytest.mark.parametrize("first", ["client", "ioc"])
-async def test_a_monitor_moves_once_and_never_to_plain_tcp(tmp_path: Path, service: Service, first: str) -> None:
+async def test_a_monitor_moves_once_and_never_to_plain_tcp(
+    tmp_path: Path, service: Service, first: str
+) -> None:
     (tmp_path / "count.db").write_text(COUNT)
     keys = {"client": generate_key("ec-p256"), "ioc": generate_key("ec-p256")}
     usages = {"client": CLIENT, "ioc": IOC}
