@@ -110,8 +110,8 @@ def test_a_change_of_a_group_comes_once(tmp_path: Path) -> None:
     from appliance.client import Monitor
     from appliance.ioc import dbcore
     from appliance.ioc.event_stream import EventStream
-    from appliance.ioc.groups.feed import GroupFeed
     from appliance.ioc.groups.definitions import Groups
+    from appliance.ioc.groups.feed import GroupFeed
     from appliance.server import Handler, Server, Subscription
     from tests.helpers.live import until
     from tests.helpers.ours import client_of, server_config
