@@ -109,7 +109,7 @@ class NumberFeed(Feed):
         return Update(mapping.type, store, bits, overrun)
 
     def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...], *, several: bool) -> None:
-        """Post another alarm, other properties, or a value that looks unchanged."""
+        """Post another alarm, other properties, or a value that may be known already."""
         alarm, *_ = raw
         last = self._raw
         bits = 0
@@ -121,6 +121,9 @@ class NumberFeed(Feed):
                 bits = self._take_properties()
             except OperationError as error:
                 log_unread(error)
+            if not bits and raw == last:
+                # The event of a change came after the value was read for the one before.
+                return
         tells_properties = bool(bits)
         if not bits or raw != last:
             bits |= self._bits
