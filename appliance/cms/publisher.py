@@ -10,7 +10,8 @@ renewal is due, is published beside the signature that exists already.
 
 With a database server, other nodes change certificates too. So a status is signed only while this node is sure that it knows
 of every change (`Publisher.is_fresh`); UNKNOWN is signed only after the database has said that there is no such certificate.
-What was signed before serves until it ends. Then the channel is closed, so that the client finds another node.
+What was signed before serves until it ends. Then the channel is closed, so that the client finds another node. The same holds
+while this host's clock is not believed (`Publisher.distrusts`).
 
 A key that is not in this process (`appliance.certs.signer.Signer.is_quick`) signs beside everything else. While it cannot be reached,
 what was signed before serves until it ends, unless the certificate's state has changed.
@@ -44,7 +45,7 @@ from appliance.cms.signing import UNREACHABLE
 from appliance.cms.signing import signed as signed_by
 from appliance.cms.transaction import CertRecord
 from appliance.errors import ApplianceError, DatabaseLost, RequestRefused, SigningError
-from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
+from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_PUT, CMD_RPC
 from appliance.pva.server_operation import PreparedAnswer
 from appliance.pvdata import Value
 from appliance.server import Channel, Handler, Operation, Subscription, Update
@@ -92,6 +93,15 @@ class CannotKnow(RequestRefused):
             "the state of the certificate cannot be known at the moment: this node of the certificate service has lost its database; "
             "ask another node, or again in a moment"
         )
+
+
+class WrongClock(CannotKnow):
+    """This node's clock is wrong, so it signs nothing. If it ``stays``, no other node can be asked."""
+
+    def __init__(self, why: str, *, stays: bool) -> None:
+        what = "ask again when it is right" if stays else "ask another node"
+        RequestRefused.__init__(self, f"no status is signed at the moment: {why}; {what}")
+        self.stays = stays
 
 
 class _Unsigned(NamedTuple):
@@ -214,6 +224,10 @@ class StatusPV(Handler):
 
         def answer(error: ApplianceError | None) -> None:
             store = self.store
+            if isinstance(error, WrongClock) and operation.command == CMD_PUT:
+                # Who must revoke can do so: many clients read before they write, and need no more than the structure.
+                operation.reply_store(self.publisher.blank(), STATUS.leaf_mask)
+                return
             if error is not None or store is None:
                 operation.fail(str(error or "the status is not available"))
                 return
@@ -241,6 +255,11 @@ class StatusPV(Handler):
 
         def begin(error: ApplianceError | None) -> None:
             if not subscription.alive:
+                return
+            if isinstance(error, WrongClock) and error.stays:
+                # Who is sent away would find this node again, and again.
+                self.subscriptions[subscription] = None
+                self.publisher.tell_later(self)
                 return
             if isinstance(error, (CannotKnow, DatabaseLost)):
                 subscription.channel.close()
@@ -335,6 +354,10 @@ class Publisher:
         """Whether no certificate can have been changed elsewhere without notice."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether it has not been fresh for so long that it is not waited for any more."""
+        self.distrusts: Callable[[], str] = lambda: ""
+        """Returns why the clock is not to be believed. Nothing is signed then but what is final."""
+        self.has_others: Callable[[], bool] = lambda: False
+        """Whether other nodes can answer."""
         self._signer = signer
         self._always_valid = always_valid
         self._node = node
@@ -365,7 +388,7 @@ class Publisher:
     def node(self, name: str) -> None:
         self._node, self._template = name, None
 
-    def _blank(self) -> list[Any]:
+    def blank(self) -> list[Any]:
         """Return a status without content. The first one imports numpy, which no start waits for."""
         if self._template is None:
             self._template = status_template().store
@@ -405,7 +428,17 @@ class Publisher:
         record = self._peek(serial)
         if record is not None and self.lifecycle.state(record) in _FINAL:
             return True
+        if self.distrusts():
+            return False
         return serial in self._always_valid or (self.is_fresh() and self.lifecycle.memory.is_certain(serial))
+
+    def _may_sign(self) -> bool:
+        """Whether what the database says now may be signed."""
+        return self.is_fresh() and not self.distrusts()
+
+    def _cannot(self) -> CannotKnow:
+        why = self.distrusts()
+        return WrongClock(why, stays=not self.has_others()) if why else CannotKnow()
 
     def provide(self, pv: StatusPV, asks: str) -> None:
         """Make a PV's answer, at once if its certificate is in memory, else after the database has answered.
@@ -416,8 +449,8 @@ class Publisher:
         self._watch(pv)
         if self._knows(pv.serial):
             self._publish(pv, self._peek(pv.serial))
-        elif not self.is_fresh():
-            pv.answer_all(CannotKnow())
+        elif not self._may_sign():
+            pv.answer_all(self._cannot())
             self.rest(pv)
         else:
             self._have_fetched(pv, asks)
@@ -456,8 +489,8 @@ class Publisher:
         try:
             record = await self.lifecycle.find(pv.serial)
             if pv.is_watched and self._pvs.get(pv.serial) is pv:  # otherwise it was forgotten meanwhile
-                if not self.is_fresh() and not self._knows(pv.serial):
-                    raise CannotKnow
+                if not self._may_sign() and not self._knows(pv.serial):
+                    raise self._cannot()
                 self._publish(pv, self._mine(record))
         except ApplianceError as error:
             failure = error
@@ -494,10 +527,15 @@ class Publisher:
             return
         if self._knows(record.serial):
             self._publish(pv, record)
-        elif self.is_fresh():
+        elif self._may_sign():
             self._have_fetched(pv)
         else:
             self._untold.add(record.serial)
+
+    def tell_later(self, pv: StatusPV) -> None:
+        """Tell those who subscribe when that is possible again."""
+        self._watch(pv)
+        self._untold.add(pv.serial)
 
     def _vanished(self, serial: int) -> None:
         pv = self._pvs.get(serial)
@@ -554,11 +592,11 @@ class Publisher:
                 if pv not in self._to_sign:
                     self._go_without(pv, wanted, now.timestamp())
                 return SigningError(UNREACHABLE)
-            if pv not in self._to_sign and not self.is_fresh() and not self._knows(serial):
+            if pv not in self._to_sign and not self._may_sign() and not self._knows(serial):
                 # The database was lost while the token had other work. Somebody may have changed it meanwhile.
                 self._go_without(pv, wanted, now.timestamp())
                 self._untold.add(serial)
-                return CannotKnow()
+                return self._cannot()
             wanted = self._signed(wanted, signature)
         if pv not in self._to_sign and self._pvs.get(serial) is pv:  # otherwise it was forgotten meanwhile
             self._show(pv, self._answer(serial, record, now, wanted), wanted)
@@ -606,7 +644,7 @@ class Publisher:
 
     def _answer(self, serial: int, record: CertRecord | None, now: datetime, signed: Signed) -> list[Any]:
         state = self._state(serial, record)
-        store = self._blank()
+        store = self.blank()
         write_status(
             store,
             state,
@@ -691,9 +729,9 @@ class Publisher:
         now = self.lifecycle.clock().timestamp()
         done = 0
         end = time.perf_counter() + budget_s
-        while self._untold and self.is_fresh() and time.perf_counter() < end:
+        while self._untold and self._may_sign() and time.perf_counter() < end:
             pv = self._pvs.get(self._untold.pop())
-            if pv is not None and pv.store is not None:
+            if pv is not None and (pv.store is not None or pv.subscriptions):
                 done += 1
                 self._sign_again(pv)
         while self._refreshes and self._refreshes[0][0] <= now:
@@ -702,7 +740,7 @@ class Publisher:
             if pv is None or pv.store is None or pv.signed is None or pv.signed.refresh_at > now:
                 continue  # a later answer has its own entry
             done += 1
-            if not self.is_fresh() and not self._knows(serial):
+            if not self._may_sign() and not self._knows(serial):
                 self._hold_out(pv, pv.signed, now)
             else:
                 self._sign_again(pv)
@@ -734,7 +772,7 @@ class Publisher:
         for pv in list(self._pvs.values()):
             if pv.store is None:
                 continue
-            if not self.is_fresh() and not self._knows(pv.serial):
+            if not self._may_sign() and not self._knows(pv.serial):
                 continue  # it ends when its time is over, by the clock as it is now
             if pv.subscriptions:
                 self._renew(pv)
