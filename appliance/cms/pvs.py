@@ -37,7 +37,8 @@ from appliance.cms.model import (
     windows_now,
 )
 from appliance.cms.policy import Names, Policy
-from appliance.cms.publisher import Publisher, StatusPV
+from appliance.cms.publisher import Publisher
+from appliance.cms.status_handler import StatusPV
 from appliance.cms.transaction import CertRecord, StoreError
 from appliance.config.hints import unknown
 from appliance.config.zones import time_zone
