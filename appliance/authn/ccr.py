@@ -6,7 +6,7 @@ such as ``time_zone``, follows at the end, in a request only if it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from appliance.authn.proof import MAX_PROOF, PROOF_FIELD
@@ -128,6 +128,10 @@ def request_type(*verifier: str, time_zone: bool = False) -> StructType:
     )
 
 
+_FIELDS: Final = frozenset(dict(request_type(time_zone=True).fields)["query"].members)
+"""What a request may ask for."""
+
+
 def request_value(path: str, request: CertRequest) -> Value:
     """Return the argument for a call of ``path``.
 
@@ -185,6 +189,7 @@ def parse_request(argument: Any) -> CertRequest:
     pub_key = _asked_text(query, "pub_key", _MAX_KEY)
     if not pub_key:
         return CertRequest("", "client")
+    _check_known(query)
     number = _asked_number(query, "usage")
     if number not in _USAGES:
         raise RequestRefused(f"the usage {number} is not known; use 1 (client), 2 (server) or 3 (ioc)")
@@ -215,6 +220,31 @@ def parse_request(argument: Any) -> CertRequest:
         time_zone=zone,
         san=_asked_names(query),
     )
+
+
+def is_empty(value: Any, fields: Iterable[str] = ()) -> bool:
+    """Whether what a peer sent says nothing: zeros, false, empty texts and arrays.
+
+    Args:
+        value: A structure, or what one of its fields has.
+        fields: Names of the fields that are asked for, which may be missing; empty: all.
+    """
+    kind = getattr(value, "type", None)
+    if isinstance(kind, StructType):
+        names = fields or kind.members
+        return all(is_empty(value[name]) for name in names if name in value)
+    return not len(value) if hasattr(value, "__len__") else not value
+
+
+def _check_known(query: Any) -> None:
+    """Refuse what would have no effect: whoever asks for it would take it for done. An empty field asks for nothing."""
+    for name in query.type.members:
+        if name not in _FIELDS and not is_empty(query[name]):
+            from appliance.config.hints import unknown
+
+            raise RequestRefused(
+                f"the request asks for what has no effect here: {unknown(f'field {name[:64]!r}', name, _FIELDS)}"
+            )
 
 
 def _asked_text(query: Any, field: str, limit: int = _MAX_TEXT) -> str:

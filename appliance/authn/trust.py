@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.authn.ccr import MAX_PEM_CHARS
-from appliance.certs.crossed import faults_of_introduction, is_same_authority, pairs
+from appliance.certs.crossed import Pair, faults_of_introduction, is_same_authority, pairs
 from appliance.certs.keychain import Keychain, Password, load_keychain
 from appliance.certs.x509 import (
     is_ca,
@@ -176,7 +176,7 @@ class Offer(NamedTuple):
     issuer: str
     """The issuer ID in the names of the service's PVs."""
     crossed: tuple[x509.Certificate, ...] = ()
-    """What else came with them: the cross-certificates of the anchor are among these."""
+    """What else came with them: the cross-certificates of the anchor, and the former roots that have not ended."""
 
 
 def read_offer(value: Value, *, now: datetime) -> Offer:
@@ -239,7 +239,7 @@ class Trust(NamedTuple):
     why: str
     """One of ``file``, ``fingerprint``, ``keychain``, ``kept``, ``first use``, ``rollover``."""
     crossed: tuple[x509.Certificate, ...] = ()
-    """The cross-certificates of ``anchor`` and the site's former roots."""
+    """The cross-certificates of ``anchor`` and the site's former roots that have not ended."""
 
 
 def decide(
@@ -271,6 +271,39 @@ def decide(
     Raises:
         SecurityError: The anchor is not trusted; the text has both fingerprints.
     """
+    trust = _decided(
+        offer,
+        given=given,
+        wanted=wanted,
+        keychain=keychain,
+        known=known,
+        first_use=first_use,
+        now=now,
+        say=say,
+    )
+    # A former root that has ended is vouched for, so it is no anchor any more. But nothing is to lead to it: who checks no status
+    # knows of no other end.
+    over = {c for pair in pairs(offer.crossed, offer.anchor) if _has_ended(pair, offer) for c in pair}
+    return trust._replace(crossed=tuple(c for c in trust.crossed if c not in over))
+
+
+def _has_ended(pair: Pair, offer: Offer) -> bool:
+    """Whether the former root of two cross-certificates has ended: the service keeps them then, and shows the root itself no more."""
+    roots = (c for c in offer.crossed if is_self_signed(c))
+    return not any(is_same_authority(root, pair.old_with_new) for root in roots)
+
+
+def _decided(
+    offer: Offer,
+    *,
+    given: tuple[x509.Certificate, ...],
+    wanted: str,
+    keychain: tuple[x509.Certificate, ...],
+    known: KnownAnchors,
+    first_use: bool,
+    now: datetime,
+    say: Callable[[str], None],
+) -> Trust:
     anchor, shown = offer.anchor, fingerprint(offer.anchor)
     crossed = tuple(dict.fromkeys(c for pair in pairs(offer.crossed, anchor) for c in pair))
     if given:

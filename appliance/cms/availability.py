@@ -8,6 +8,7 @@ from collections.abc import Callable, Container
 from typing import Final
 
 from appliance.cms.feed import Feed
+from appliance.cms.hostclock import HostClock
 from appliance.cms.nodes import Nodes
 from appliance.cms.store import Store
 from appliance.server import Server
@@ -45,13 +46,20 @@ class Availability:
         self._waits_s = waits_s
         self._was_able = True
         self._sending_away: asyncio.Task[None] | None = None
+        self.clock: HostClock | None = None
+        """This host's clock; None: it is believed."""
         self.server: Server | None = None
         """Has the clients; None until it serves."""
         self.without_database: frozenset[str] = frozenset()
         """Names of PVs that need no database."""
 
     def is_able(self) -> bool:
-        """Whether this node can answer what only the database knows, and will in a moment too."""
+        """Whether this node can answer what only the database knows, and will in a moment too.
+
+        With a wrong clock of its own it leaves that to other nodes. Alone it answers: who must revoke finds it.
+        """
+        if self.clock is not None and self.has_others() and self.clock.is_set():
+            return False
         return self._feed.fresh_for_s() >= _SURE_S
 
     def unseen(self) -> str:

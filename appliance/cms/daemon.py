@@ -316,7 +316,7 @@ def _banner(effective: CMSConfig, service: CertificateService, *, quiet: bool) -
 async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
     """Apply the changes that the clock makes, check the health."""
     next_health = 0.0
-    before = service.clock()
+    before, was_right = service.clock(), True
     while True:
         now = service.clock()
         if now < before - timedelta(seconds=1):
@@ -328,8 +328,9 @@ async def _keep_time(service: CertificateService, daemon: Daemon) -> None:
         if service.store.fatal:
             raise ConfigurationError(service.store.fatal)
         busy = service.tick()
-        monotonic = time.monotonic()
-        if monotonic >= next_health:
+        monotonic, is_right = time.monotonic(), not service.host_clock.fault()
+        if monotonic >= next_health or is_right is not was_right:
+            was_right = is_right
             next_health = monotonic + service.settings.health_interval_s
             await service.health.check()
             service.own.look()

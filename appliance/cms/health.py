@@ -43,8 +43,6 @@ _COUNT_SHARE: Final = 100
 """A count waits for so many times as long as the last one has taken."""
 _TOLD_S: Final = 3600.0
 """Seconds for which the health says that the database has lost something."""
-_CLOCK_S: Final = 5.0
-"""Seconds that the clocks of this host and of the database may differ."""
 
 
 class Health:
@@ -239,9 +237,6 @@ class Health:
             )
         if time.monotonic() - self._store.unreplicated_at < _TOLD_S:
             return "a commit was not confirmed by the database's standby, so a fail-over may lose it; look at the standby"
-        off = 0.0 if self._nodes is None else self._nodes.clock_offset_s
-        if abs(off) > _CLOCK_S:
-            return f"this host's clock is {abs(off):.0f} s {'behind' if off > 0 else 'ahead of'} the database's; correct it"
         return ""
 
     def _members(self) -> dict[str, object]:

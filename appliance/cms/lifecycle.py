@@ -131,7 +131,7 @@ class Lifecycle:
         self.revoked = 0
         self.renewed = 0
         self.clock_fault: Callable[[], str] = lambda: ""
-        """Returns why the clock is not to be believed; empty if it may be. While it is not, states stay as they are recorded."""
+        """Returns why the clock is not to be believed; empty if it may be. While it is not, nothing that it changes is recorded."""
         self.listeners: list[Listener] = []
         self.vanished: list[Callable[[int], None]] = []
         """Called with the serial number of a certificate that was known and is in the database no more."""
@@ -181,7 +181,7 @@ class Lifecycle:
 
     def state(self, record: CertRecord) -> CertState:
         """Return the present state of a record."""
-        return record.state if self.clock_fault() else state_now(record, self.clock())
+        return state_now(record, self.clock())
 
     def _told(self, recorded: CertRecord, now: datetime) -> CertState:
         """Return the present state of a record as the database has it, in a job.
@@ -200,7 +200,7 @@ class Lifecycle:
     def refuses(self) -> str:
         """Return why nothing is issued, approved or scheduled at present; empty if it is."""
         fault = self.clock_fault()
-        return fault and f"{fault}; until then ask another node"
+        return f"{fault}; until then ask another node" if fault and self.store.database.is_server else fault
 
     def _need_clock(self) -> None:
         why = self.refuses()
@@ -553,8 +553,7 @@ class Lifecycle:
             facts: dict[str, Any] = {**actor.facts(), **({"why": why} if why else {})}
             if recorded is None:
                 raise RequestRefused("the certificate is not known here")
-            # Who revokes must be able to, also where the clock says that the certificate has ended already.
-            state = recorded.state if self.clock_fault() else self._told(recorded, now)
+            state = self._told(recorded, now)
             try:
                 new, approved = decide(recorded, state)
                 if check is not None:

@@ -17,7 +17,7 @@ from appliance.certs.x509 import cert_id
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import names_of
 from appliance.cms.policy import Names, Policy
-from appliance.cms.pvs import CalledPV, Tasks
+from appliance.cms.pvs import CalledPV, Tasks, asked
 from appliance.cms.reading import Readers
 from appliance.cms.rows import shown_schedule
 from appliance.cms.schema import certs
@@ -43,6 +43,13 @@ _CREATED: Final = "created"
 _EXPIRY: Final = "expiry"
 _NAME: Final = "name"
 _VERSION: Final = "v1:"
+_DATE_DIGITS: Final = 8
+"""So many digits are a date: as POSIX seconds they would be one of 1970."""
+_SECONDS_DIGITS: Final = range(9, 12)
+"""So many digits are POSIX seconds: from 1973 on, and before the year 5139."""
+_QUERIES: Final = (
+    "state", "subject", "name", "issuer", "expires_after", "expires_before", "order", "limit", "after"
+)  # fmt: skip
 _EXACT: Final = "exact"
 _ESTIMATE: Final = "estimate"
 _RANK: Final = (
@@ -337,8 +344,7 @@ class ListPV(CalledPV):
         tasks: Tasks,
         counted: Callable[[], Mapping[CertState, int] | None],
     ) -> None:
-        hint = "call this PV: RPC with the optional queries state, subject, name, expires_after, expires_before and limit"
-        super().__init__(LIST, hint)
+        super().__init__(LIST, f"call this PV: RPC with the optional queries {', '.join(_QUERIES)}")
         self._lifecycle = lifecycle
         self._readers = readers
         self._names = names
@@ -350,9 +356,7 @@ class ListPV(CalledPV):
         """Answer with a table."""
         if not self._policy.administers(operation.peer):
             raise RequestRefused("only administrators may list certificates")
-        query: Any = argument
-        if query is not None and "query" in query:
-            query = query["query"]
+        query = asked(argument, _QUERIES)
         self._tasks.start(operation, self._list(operation, _wanted(query, self._names.issuer_id)))
 
     async def _list(self, operation: Operation, wanted: Wanted) -> None:
@@ -445,8 +449,9 @@ def _date(query: Any, field: str) -> int | None:
     if not text:
         return None
     try:
-        if text.isascii() and text.isdecimal():
-            seconds = int(text[:20])
+        if text.isascii() and text.isdecimal() and len(text) != _DATE_DIGITS:
+            # Fewer or more digits are another form of a date, such as the year, or 202701311200.
+            seconds = int(text) if len(text) in _SECONDS_DIGITS else -1
         else:
             when = datetime.fromisoformat(text)
             seconds = int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
@@ -454,8 +459,8 @@ def _date(query: Any, field: str) -> int | None:
         seconds = -1
     if not 0 <= seconds <= LAST_SECOND:
         raise RequestRefused(
-            f"the query {field} must be a date such as 2027-01-31 or 2027-01-31T12:00:00Z, or POSIX seconds, not "
-            f"{text[:64]!r}"
+            f"the query {field} must be a date such as 2027-01-31, 20270131 or 2027-01-31T12:00:00Z, or POSIX seconds of "
+            f"{_SECONDS_DIGITS[0]} to {_SECONDS_DIGITS[-1]} digits, not {text[:64]!r}"
         )
     return seconds
 

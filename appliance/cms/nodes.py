@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from appliance.cms import schema
 from appliance.cms.database import Backoff
+from appliance.cms.hostclock import WRONG_S, HostClock, parted, steady_s
 from appliance.cms.schema import LIVING, nodes
 from appliance.cms.store import Store
 from appliance.cms.transaction import Transaction, doubt_undelivered
@@ -33,9 +34,6 @@ PRIMARY_S: Final = 10.0
 """Seconds after which a node looks whether another server has taken over, though the former one still answers."""
 FORGOTTEN_S: Final = 60.0
 """Seconds after which a dead node is forgotten."""
-WRONG_S: Final = 60.0
-"""So many seconds this host's clock may differ from the database's. What a clock that is further off says of certificates is not
-written: EXPIRED is for good, and at all nodes."""
 _ENTER_S: Final = 10.0
 """Seconds for which a start waits for the lock of its name: the server notices the end of a killed process's host late."""
 _NOW: Final = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.BigInteger)
@@ -82,18 +80,12 @@ def members(connection: sa.Connection) -> list[Member]:
     ]
 
 
-def _ahead_s(connection: sa.Connection) -> float:
-    """Return how far the database's clock is ahead of this host's steady clock, which nobody sets."""
-    before = time.monotonic()
+def _ahead_s(connection: sa.Connection) -> float | None:
+    """Return how far the database's clock is ahead of this host's steady clock; None if the answer took too long to tell."""
+    before = steady_s()
     theirs = connection.exec_driver_sql("SELECT extract(epoch from clock_timestamp())").scalar_one()
-    return float(theirs) - (before + time.monotonic()) / 2
-
-
-def _clock_fault(offset_s: float) -> str:
-    if abs(offset_s) <= WRONG_S:
-        return ""
-    where = "behind" if offset_s > 0 else "ahead of"
-    return f"this host's clock is {abs(offset_s):.0f} s {where} the database's; correct the one that is wrong"
+    after = steady_s()
+    return None if after - before > WRONG_S / 2 else float(theirs) - (before + after) / 2
 
 
 def check_clock(transaction: Transaction) -> None:
@@ -102,10 +94,14 @@ def check_clock(transaction: Transaction) -> None:
     Raises:
         ConfigurationError: This host's clock and the database's differ by more than a minute.
     """
-    fault = _clock_fault(_ahead_s(transaction.connection) + time.monotonic() - time.time())
-    if fault:
+    ahead_s = _ahead_s(transaction.connection)
+    if ahead_s is None:
+        raise ConfigurationError("the database answers too slowly to compare its clock with this host's")
+    ours = time.time()
+    theirs = ahead_s + steady_s()
+    if abs(theirs - ours) > WRONG_S:
         raise ConfigurationError(
-            f"{fault}: a node with a wrong clock would end certificates of the whole site"
+            f"{parted(ours, theirs)}: a node with a wrong clock would end certificates of the whole site"
         )
 
 
@@ -146,8 +142,8 @@ class Nodes:
         """The last audit record that this node has taken."""
         self.members: tuple[Member, ...] = ()
         """All nodes at the last beat."""
-        self._ahead_s = time.time() - time.monotonic()
-        """How far the database's clock is ahead of this host's steady one, at the last beat."""
+        self.clock = HostClock()
+        """This host's clock, which each beat compares with the database's."""
         self._number = 0
         self._connection: sa.Connection | None = None
         self._thread: threading.Thread | None = None
@@ -166,15 +162,6 @@ class Nodes:
     def silent(self) -> bool:
         """Whether a node has been dead for so long that it is forgotten."""
         return any(_is_gone(member) for member in self.members)
-
-    @property
-    def clock_offset_s(self) -> float:
-        """How far the database's clock is ahead of this host's. A clock that was set since the last beat is noticed at once."""
-        return self._ahead_s + time.monotonic() - time.time()
-
-    def clock_fault(self) -> str:
-        """Return that this host's clock is too far from the database's to be believed; empty if it is not."""
-        return _clock_fault(self.clock_offset_s)
 
     @property
     def rank(self) -> int:
@@ -265,7 +252,9 @@ class Nodes:
             mine = (nodes.c.node == self.name, nodes.c.instance == self.instance)
             connection.execute(sa.update(nodes).where(*mine).values(values))
         with connection.begin():
-            self._ahead_s = _ahead_s(connection)
+            ahead_s = _ahead_s(connection)
+            if ahead_s is not None:
+                self.clock.heard(ahead_s)
             self.members = tuple(members(connection))
 
     def _work(self) -> None:

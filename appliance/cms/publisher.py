@@ -10,7 +10,8 @@ renewal is due, is published beside the signature that exists already.
 
 With a database server, other nodes change certificates too. So a status is signed only while this node is sure that it knows
 of every change (`Publisher.is_fresh`); UNKNOWN is signed only after the database has said that there is no such certificate.
-What was signed before serves until it ends. Then the channel is closed, so that the client finds another node.
+What was signed before serves until it ends. Then the channel is closed, so that the client finds another node. The same holds
+while this host's clock is not believed (`Publisher.distrusts`).
 
 A key that is not in this process (`appliance.certs.signer.Signer.is_quick`) signs beside everything else. While it cannot be reached,
 what was signed before serves until it ends, unless the certificate's state has changed.
@@ -42,14 +43,11 @@ from appliance.cms.model import boundary_of, is_renewal_due, names_of, schedule_
 from appliance.cms.renewal import RENEWABLE
 from appliance.cms.signing import UNREACHABLE
 from appliance.cms.signing import signed as signed_by
+from appliance.cms.status_handler import CannotKnow, PutHandler, Signed, StatusPV, WrongClock, refuse_put
 from appliance.cms.transaction import CertRecord
-from appliance.errors import ApplianceError, DatabaseLost, RequestRefused, SigningError
-from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
-from appliance.pva.server_operation import PreparedAnswer
-from appliance.pvdata import Value
-from appliance.server import Channel, Handler, Operation, Subscription, Update
+from appliance.errors import ApplianceError, DatabaseLost, SigningError
 
-__all__ = ["Publisher", "StatusPV", "Successor"]
+__all__ = ["Publisher", "Successor"]
 
 _log: Final = logging.getLogger(__name__)
 _RENEW_AT: Final = 5 / 6
@@ -58,40 +56,10 @@ _AGAIN_S: Final = 1.0
 """Seconds after which a question that failed is asked again for those who subscribe."""
 _FETCHES: Final = 16
 """Questions to the database at a time. Each answer is signed, which takes a fraction of a millisecond."""
-_NO_NEWS: Final = sum(
-    1 << STATUS.offsets[path]
-    for path in ("ocsp_response", "timeStamp.secondsPastEpoch", "status.timeStamp.secondsPastEpoch")
-)
-"""Fields in which two answers with the same signature differ if they say the same."""
 _KEPT: Final = 20_000
 """Number of PVs without a channel that stay in memory."""
 
 _FINAL: Final = (CertState.REVOKED, CertState.EXPIRED)
-
-PutHandler = Callable[["StatusPV", Operation, Value, Callable[[], None]], None]
-
-
-class Signed(NamedTuple):
-    """A signed answer, and how long it serves."""
-
-    state: OCSPState
-    der: Any
-    """The answer in DER, as an array of octets."""
-    this_update: datetime
-    next_update: datetime
-    revoked: datetime | None
-    refresh_at: float
-    """POSIX time at which it is signed again or forgotten."""
-
-
-class CannotKnow(RequestRefused):
-    """This node cannot know the state of a certificate at the moment."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the state of the certificate cannot be known at the moment: this node of the certificate service has lost its database; "
-            "ask another node, or again in a moment"
-        )
 
 
 class _Unsigned(NamedTuple):
@@ -103,182 +71,6 @@ class _Unsigned(NamedTuple):
     next_update: datetime
     revoked: datetime | None
     refresh_at: float
-
-
-class StatusPV(Handler):
-    """The status of one certificate."""
-
-    __slots__ = (
-        "answers",
-        "channels",
-        "fetching",
-        "is_watched",
-        "publisher",
-        "serial",
-        "signed",
-        "store",
-        "subscriptions",
-        "waiting",
-    )
-
-    def __init__(self, publisher: Publisher, serial: int) -> None:
-        self.publisher = publisher
-        self.serial = serial
-        self.store: list[Any] | None = None
-        """The present answer; None before the first question and after it has expired."""
-        self.signed: Signed | None = None
-        """The signature in it."""
-        self.answers: dict[tuple[int, bool], PreparedAnswer] = {}
-        self.subscriptions: dict[Subscription, None] = {}
-        self.waiting: list[tuple[Operation, Callable[[ApplianceError | None], None]]] = []
-        self.channels: dict[Channel, None] = {}
-        self.fetching = False
-        self.is_watched = False
-        """Whether the certificate is pinned in memory, because of an answer, or of somebody who wants one."""
-
-    def when_ready(self, call: Callable[[ApplianceError | None], None], asks: Operation) -> None:
-        """Call back when there is an answer, at once if there is one. ``asks`` is the operation that needs it."""
-        if self.store is not None:
-            call(None)
-            return
-        self.waiting.append((asks, call))
-        self.publisher.provide(self, _address(asks))
-
-    def is_awaited(self) -> bool:
-        """Whether anybody still wants the answer."""
-        return any(asks.alive for asks, _ in self.waiting)
-
-    def close(self) -> None:
-        """Close all channels: the clients search again, for a node that can answer."""
-        for channel in list(self.channels):
-            channel.close()
-        self.drop()
-
-    def answer_all(self, error: ApplianceError | None) -> None:
-        """Call back all who wait."""
-        waiting, self.waiting = self.waiting, []
-        for _, call in waiting:
-            call(error)
-
-    def set(self, store: list[Any], signed: Signed) -> None:
-        """Store a new answer, and send it to the subscribers unless it says nothing new."""
-        changed = STATUS.leaf_mask if self.store is None else _differences(self.store, store)
-        if signed is self.signed and not changed & ~_NO_NEWS:
-            return
-        self.store = store
-        self.signed = signed
-        for answer in self.answers.values():
-            answer.tail = None
-        if self.subscriptions:
-            update = Update(STATUS, store, changed)
-            for subscription in self.subscriptions:
-                subscription.post(update)
-
-    def drop(self) -> None:
-        """Forget the answer: it has expired, and nobody subscribes."""
-        self.store = self.signed = None
-        for answer in self.answers.values():
-            answer.tail = None
-        self.publisher.rest(self)
-
-    # -- Handler -----------------------------------------------------------------------------------
-
-    def attached(self, channel: Channel) -> None:
-        """Count the channel."""
-        self.channels[channel] = None
-
-    def detached(self, channel: Channel) -> None:
-        """Forget the channel."""
-        self.channels.pop(channel, None)
-        self.publisher.let_go(self)
-
-    def init(self, operation: Operation) -> None:
-        """Accept GET and PUT."""
-        command = operation.command
-        if command == CMD_RPC:
-            operation.fail("a certificate's status can be read or monitored, not called")
-        elif command == CMD_PROCESS:
-            operation.fail("this PV is not a record and cannot be processed")
-        else:
-            operation.ready(STATUS)
-            wire = operation.wire
-            if command == CMD_GET and operation.alive:
-                key = (wire.mask, wire.connection.big)
-                answer = self.answers.get(key)
-                if answer is None:
-                    answer = self.answers[key] = PreparedAnswer()
-                wire.prepared = answer
-
-    def get(self, operation: Operation) -> None:
-        """Answer with the status."""
-
-        def answer(error: ApplianceError | None) -> None:
-            store = self.store
-            if error is not None or store is None:
-                operation.fail(str(error or "the status is not available"))
-                return
-            prepared = operation.wire.prepared
-            if prepared is not None:
-                operation.reply_prepared(prepared, store, STATUS.leaf_mask)
-            else:
-                operation.reply_store(store, STATUS.leaf_mask)
-
-        self.when_ready(answer, operation)
-
-    def put(self, operation: Operation, value: Value) -> None:
-        """Approve, deny or revoke."""
-        self.publisher.on_put(self, operation, value, operation.done)
-
-    def put_get(self, operation: Operation, value: Value) -> None:
-        """Approve, deny or revoke, and then answer with the status."""
-        self.publisher.on_put(self, operation, value, lambda: self.get(operation))
-
-    def subscribe(self, subscription: Subscription) -> None:
-        """Queue the present status and every later one."""
-        subscription.ready(STATUS)
-        if not subscription.alive:
-            return
-
-        def begin(error: ApplianceError | None) -> None:
-            if not subscription.alive:
-                return
-            if isinstance(error, (CannotKnow, DatabaseLost)):
-                subscription.channel.close()
-                return
-            if error is not None or self.store is None:
-                subscription.finish()
-                return
-            self.subscriptions[subscription] = None
-            subscription.post(Update(STATUS, self.store, STATUS.leaf_mask))
-
-        self.when_ready(begin, subscription)
-
-    def unsubscribe(self, subscription: Subscription) -> None:
-        """Forget the subscriber."""
-        self.subscriptions.pop(subscription, None)
-        self.publisher.rest(self)
-
-    def introspect(self, operation: Operation, field: str) -> None:
-        """Return the type."""
-        if field not in STATUS.offsets:
-            operation.fail(f"there is no field {field[:64]!r}")
-        else:
-            operation.reply_field(STATUS.leaf_types[STATUS.offsets[field]])
-
-    def __repr__(self) -> str:
-        return f"<StatusPV {self.serial} {len(self.subscriptions)} subscribers>"
-
-
-def _address(operation: Operation) -> str:
-    return operation.peer.peer.rpartition(":")[0]
-
-
-def _differences(old: list[Any], new: list[Any]) -> int:
-    bits = 0
-    for offset in STATUS.leaves:
-        if offset == STATUS.offsets["ocsp_response"] or old[offset] != new[offset]:
-            bits |= 1 << offset
-    return bits
 
 
 class Successor(NamedTuple):
@@ -330,11 +122,15 @@ class Publisher:
         """That another authority has taken over; call `step_back` after a change."""
         self.validity = validity
         self.signed = 0
-        self.on_put: PutHandler = _refuse_put
+        self.on_put: PutHandler = refuse_put
         self.is_fresh: Callable[[], bool] = lambda: True
         """Whether no certificate can have been changed elsewhere without notice."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether it has not been fresh for so long that it is not waited for any more."""
+        self.distrusts: Callable[[], str] = lambda: ""
+        """Returns why the clock is not to be believed. Nothing is signed then but what is final."""
+        self.has_others: Callable[[], bool] = lambda: False
+        """Whether other nodes can answer."""
         self._signer = signer
         self._always_valid = always_valid
         self._node = node
@@ -365,7 +161,7 @@ class Publisher:
     def node(self, name: str) -> None:
         self._node, self._template = name, None
 
-    def _blank(self) -> list[Any]:
+    def blank(self) -> list[Any]:
         """Return a status without content. The first one imports numpy, which no start waits for."""
         if self._template is None:
             self._template = status_template().store
@@ -405,7 +201,17 @@ class Publisher:
         record = self._peek(serial)
         if record is not None and self.lifecycle.state(record) in _FINAL:
             return True
+        if self.distrusts():
+            return False
         return serial in self._always_valid or (self.is_fresh() and self.lifecycle.memory.is_certain(serial))
+
+    def _may_sign(self) -> bool:
+        """Whether what the database says now may be signed."""
+        return self.is_fresh() and not self.distrusts()
+
+    def _cannot(self) -> CannotKnow:
+        why = self.distrusts()
+        return WrongClock(why, stays=not self.has_others()) if why else CannotKnow()
 
     def provide(self, pv: StatusPV, asks: str) -> None:
         """Make a PV's answer, at once if its certificate is in memory, else after the database has answered.
@@ -416,8 +222,8 @@ class Publisher:
         self._watch(pv)
         if self._knows(pv.serial):
             self._publish(pv, self._peek(pv.serial))
-        elif not self.is_fresh():
-            pv.answer_all(CannotKnow())
+        elif not self._may_sign():
+            pv.answer_all(self._cannot())
             self.rest(pv)
         else:
             self._have_fetched(pv, asks)
@@ -456,8 +262,8 @@ class Publisher:
         try:
             record = await self.lifecycle.find(pv.serial)
             if pv.is_watched and self._pvs.get(pv.serial) is pv:  # otherwise it was forgotten meanwhile
-                if not self.is_fresh() and not self._knows(pv.serial):
-                    raise CannotKnow
+                if not self._may_sign() and not self._knows(pv.serial):
+                    raise self._cannot()
                 self._publish(pv, self._mine(record))
         except ApplianceError as error:
             failure = error
@@ -494,10 +300,15 @@ class Publisher:
             return
         if self._knows(record.serial):
             self._publish(pv, record)
-        elif self.is_fresh():
+        elif self._may_sign():
             self._have_fetched(pv)
         else:
             self._untold.add(record.serial)
+
+    def tell_later(self, pv: StatusPV) -> None:
+        """Tell those who subscribe when that is possible again."""
+        self._watch(pv)
+        self._untold.add(pv.serial)
 
     def _vanished(self, serial: int) -> None:
         pv = self._pvs.get(serial)
@@ -554,11 +365,11 @@ class Publisher:
                 if pv not in self._to_sign:
                     self._go_without(pv, wanted, now.timestamp())
                 return SigningError(UNREACHABLE)
-            if pv not in self._to_sign and not self.is_fresh() and not self._knows(serial):
+            if pv not in self._to_sign and not self._may_sign() and not self._knows(serial):
                 # The database was lost while the token had other work. Somebody may have changed it meanwhile.
                 self._go_without(pv, wanted, now.timestamp())
                 self._untold.add(serial)
-                return CannotKnow()
+                return self._cannot()
             wanted = self._signed(wanted, signature)
         if pv not in self._to_sign and self._pvs.get(serial) is pv:  # otherwise it was forgotten meanwhile
             self._show(pv, self._answer(serial, record, now, wanted), wanted)
@@ -606,7 +417,7 @@ class Publisher:
 
     def _answer(self, serial: int, record: CertRecord | None, now: datetime, signed: Signed) -> list[Any]:
         state = self._state(serial, record)
-        store = self._blank()
+        store = self.blank()
         write_status(
             store,
             state,
@@ -691,9 +502,9 @@ class Publisher:
         now = self.lifecycle.clock().timestamp()
         done = 0
         end = time.perf_counter() + budget_s
-        while self._untold and self.is_fresh() and time.perf_counter() < end:
+        while self._untold and self._may_sign() and time.perf_counter() < end:
             pv = self._pvs.get(self._untold.pop())
-            if pv is not None and pv.store is not None:
+            if pv is not None and (pv.store is not None or pv.subscriptions):
                 done += 1
                 self._sign_again(pv)
         while self._refreshes and self._refreshes[0][0] <= now:
@@ -702,7 +513,7 @@ class Publisher:
             if pv is None or pv.store is None or pv.signed is None or pv.signed.refresh_at > now:
                 continue  # a later answer has its own entry
             done += 1
-            if not self.is_fresh() and not self._knows(serial):
+            if not self._may_sign() and not self._knows(serial):
                 self._hold_out(pv, pv.signed, now)
             else:
                 self._sign_again(pv)
@@ -734,13 +545,9 @@ class Publisher:
         for pv in list(self._pvs.values()):
             if pv.store is None:
                 continue
-            if not self.is_fresh() and not self._knows(pv.serial):
+            if not self._may_sign() and not self._knows(pv.serial):
                 continue  # it ends when its time is over, by the clock as it is now
             if pv.subscriptions:
                 self._renew(pv)
             else:
                 pv.drop()
-
-
-def _refuse_put(_pv: StatusPV, operation: Operation, _value: Value, _done: Callable[[], None]) -> None:
-    operation.fail("this PV is read-only")

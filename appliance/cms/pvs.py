@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, Final
 
-from appliance.authn.ccr import REPLY_TYPE, CertRequest, parse_request
+from appliance.authn.ccr import REPLY_TYPE, CertRequest, is_empty, parse_request
 from appliance.authn.ratelimit import RateLimiter, peer_key, retry_sentence
+from appliance.certmon.status_pv import STATUS_TYPE as STATUS
 from appliance.certmon.status_pv import enum_index
 from appliance.certmon.wire_arrays import san_array, schedule_array
 from appliance.certs.status import WIRE_CHOICES, CertState, written_renew_by
@@ -36,8 +37,10 @@ from appliance.cms.model import (
     windows_now,
 )
 from appliance.cms.policy import Names, Policy
-from appliance.cms.publisher import Publisher, StatusPV
+from appliance.cms.publisher import Publisher
+from appliance.cms.status_handler import StatusPV
 from appliance.cms.transaction import CertRecord, StoreError
+from appliance.config.hints import unknown
 from appliance.config.zones import time_zone
 from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost, RequestRefused, TokenRefused
 from appliance.pva.commands import CMD_RPC
@@ -48,6 +51,7 @@ from appliance.server import Handler, Operation, Source
 __all__ = ["CMSSource", "CalledPV", "Counters", "CreatePV", "StatusCommands", "Tasks"]
 
 _log: Final = logging.getLogger(__name__)
+_LEAVES: Final = frozenset(STATUS.leaves)
 REVOKED_OWN: Final = "REVOKED_OWN"
 """What an administrator puts to revoke their own certificate deliberately."""
 _EVENTS: Final = {
@@ -133,6 +137,33 @@ class CalledPV(Handler):
             operation.fail(f"there is no field {field[:64]!r}")
         else:
             operation.reply_field(self._answer.leaf_types[self._answer.offsets[field]])
+
+
+def asked(argument: Value | None, known: Collection[str]) -> Value | None:
+    """Return the queries of a call: those of an NTURI, or the structure itself.
+
+    Args:
+        argument: What the client sent; None if it sent nothing.
+        known: Names of the queries.
+
+    Raises:
+        RequestRefused: It has a query that is not known. What has no effect is never ignored: a misspelt filter would show too much.
+    """
+    if argument is None:
+        return None
+    query: Any = argument
+    if isinstance(query.type, StructType):
+        if "query" in query:
+            query = query["query"]
+        elif query.type.id.startswith("epics:nt/NTURI:"):
+            return None
+    if not isinstance(getattr(query, "type", None), StructType):
+        raise RequestRefused(f"the queries are no structure; it may have {', '.join(sorted(known))}")
+    for name in query.type.members:
+        if name not in known:
+            raise RequestRefused(unknown(f"query {name[:64]!r}", name, known))
+    found: Value = query
+    return found
 
 
 class CreatePV(CalledPV):
@@ -339,6 +370,11 @@ class StatusCommands:
     def put(self, pv: StatusPV, operation: Operation, value: Value, done: Callable[[], None]) -> None:
         """Do what an administrator, or the owner, asks for."""
         wanted = str(value["state"] if value.is_marked("state") else "").strip().upper()
+        other = _other_field(pv, value)
+        if wanted and other:
+            raise RequestRefused(
+                f"only the field state can be put, and {other} would not change; put state alone"
+            )
         self._tasks.start(operation, self._put(pv.publisher.issuer, pv.serial, operation, wanted, done))
 
     async def _put(
@@ -411,6 +447,21 @@ class StatusCommands:
         """Record a request that access security refused."""
         serial = self._names.serial_of(name)
         self.refused(peer, serial, right, f"access security refused {right} on {name[:128]!r}")
+
+
+def _other_field(pv: StatusPV, value: Value) -> str:
+    """Return a field beside ``state`` that a PUT would change; empty if there is none. Some clients send all that they have read."""
+    shown = pv.store or pv.publisher.blank()
+    for path, number in STATUS.offsets.items():
+        if path != "state" and number in _LEAVES and value.is_marked(path):
+            given = value.store[number]
+            if not is_empty(given) and not _is_same(given, shown[number]):
+                return path
+    return ""
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one.tobytes() == bytes(other) if hasattr(one, "tobytes") else bool(one == other)
 
 
 class CMSSource(Source):

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from appliance.cms.grouped import insert_missing
 from appliance.cms.inuse import is_at
-from appliance.cms.schema import audit, known, meta, replay
+from appliance.cms.schema import audit, known, meta, of_node, replay
 from appliance.cms.store import Store
 from appliance.cms.transaction import StoreError, Transaction
 from appliance.config.files import write_private
@@ -162,8 +162,7 @@ class StoredReplay:
 
     @property
     def _beside(self) -> str:
-        node = self._store.node
-        return f"{BESIDE}:{node}"[:64] if node else BESIDE
+        return of_node(BESIDE, self._store.node)
 
     def load(self, now: float) -> None:
         """Combine the database and the file beside it, before the service starts.

@@ -75,8 +75,7 @@ class Revocations:
 
     @property
     def _key(self) -> str:
-        node = self._store.node
-        return f"{_KEY}:{node}"[:64] if node else _KEY
+        return schema.of_node(_KEY, self._store.node)
 
     def combine(self, transaction: Transaction, now: int) -> list[CertRecord]:
         """Apply what only the journal knows, in a job, and add to the journal what only the database knows.

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from appliance.authn.ccr import is_empty
 from appliance.certmon.wire_arrays import SCHEDULE_ARRAY, read_schedule, read_zone, schedule_array
 from appliance.certs.schedule import Schedule, Timetable
 from appliance.certs.x509 import shown_id
 from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.model import Actor, schedule_of, windows_now
 from appliance.cms.policy import Names, Policy
-from appliance.cms.pvs import CalledPV, StatusCommands, Tasks
+from appliance.cms.pvs import CalledPV, StatusCommands, Tasks, asked
 from appliance.cms.transaction import CertRecord
 from appliance.config.zones import time_zone
 from appliance.errors import ConfigurationError, RequestRefused
@@ -26,6 +27,7 @@ from appliance.server import Operation
 __all__ = ["ANSWER", "SchedulePV"]
 
 _log: Final = logging.getLogger(__name__)
+_QUERIES: Final = ("serial", "read_only", "schedule", "time_zone")
 
 ANSWER: Final = StructType(
     [
@@ -62,13 +64,7 @@ class SchedulePV(CalledPV):
 
     def rpc(self, operation: Operation, argument: Value | None) -> None:
         """Show the schedule, or set it: what is sent replaces all that there was."""
-        query: Any = argument
-        if query is not None and "query" in query:
-            query = query["query"]
-            if not isinstance(getattr(query, "type", None), StructType):
-                raise RequestRefused(
-                    "the member query is no structure; it must have serial, read_only and schedule"
-                )
+        query = asked(argument, _QUERIES)
         serial = _number(query, "serial")
         if not serial:
             raise RequestRefused(
@@ -81,6 +77,10 @@ class SchedulePV(CalledPV):
             why = "only administrators may set a schedule, and only they and its holder may read it"
             self._commands.refused(peer, serial, "SCHEDULE", why)
             raise RequestRefused(why)
+        if read_only and not is_empty(query, ("schedule", "time_zone")):
+            raise RequestRefused(
+                "schedule and time_zone have no effect with read_only; leave out one or the other"
+            )
         if read_only:
             self._tasks.start(operation, self._show(operation, serial))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from typing import Final
@@ -144,8 +145,12 @@ replay: Final = Table(
 )
 """Used tokens, each until it expires: at which node it was used, when, for which key and what usage."""
 
+_LONGEST_KEY: Final = 64
 meta: Final = Table(
-    "meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
+    "meta",
+    metadata,
+    Column("key", String(_LONGEST_KEY), primary_key=True),
+    Column("value", Text, nullable=False),
 )
 """Single facts, such as ``database_id``, which tells this database from all others, and ``schema_oldest``."""
 
@@ -289,6 +294,18 @@ def _upgrade(connection: Connection) -> None:
 def known(connection: Connection, key: str) -> str:
     """Return a value of the table ``meta``, empty if there is none."""
     return connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar() or ""
+
+
+def of_node(fact: str, node: str) -> str:
+    """Return the key in ``meta`` of a fact that each node has for itself; the fact's own name without a node.
+
+    A name that is too long for a key is cut, and what it is made of instead belongs to no other name.
+    """
+    key = f"{fact}:{node}" if node else fact
+    if len(key) <= _LONGEST_KEY:
+        return key
+    mark = "~" + hashlib.sha256(node.encode()).hexdigest()[:16]  # no name has a tilde
+    return key[: _LONGEST_KEY - len(mark)] + mark
 
 
 _FIRST: Final = select(func.min(audit.c.seq)).scalar_subquery()

@@ -24,6 +24,7 @@ from appliance.cms.default_acf import add_administrator, ensure_acf
 from appliance.cms.dialect import Login, is_sqlite
 from appliance.cms.feed import Feed
 from appliance.cms.health import Health
+from appliance.cms.hostclock import HostClock
 from appliance.cms.issuing import Issuing, TokenVerifier
 from appliance.cms.journal import Journal, OthersJournal
 from appliance.cms.lifecycle import Lifecycle
@@ -98,7 +99,9 @@ class CertificateService:
         self.journal = journal
         self.token_journal = tokens
         self.replay = StoredReplay(store, tokens)
-        self.clock = clock
+        self.host_clock = host = HostClock() if nodes is None else nodes.clock
+        # Who sets this host's clock moves no end, until that is believed.
+        self.clock = clock = partial(_by, clock, host)
         self.tasks = Tasks()
         self.names = Names(
             server_config.cert_pv_prefix,
@@ -121,12 +124,13 @@ class CertificateService:
         self.succession = Succession(store, self.readers, self.tasks, authority, held, clock)
         self.succession.on_change = self._authorities_changed
         self.feed.on_authority = self.succession.look
+        self.availability.clock = host
         self._with_bundle: list[SharedPV] = []
         self._leaves_requests = False
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
             self.lifecycle.deliveries.is_alive = nodes.is_alive
-            self.lifecycle.clock_fault = nodes.clock_fault
+        self.lifecycle.clock_fault = host.fault
         self.limits = (
             None
             if is_sqlite(settings.db)
@@ -157,7 +161,7 @@ class CertificateService:
         self.own.on_new = self._use_own
         self.issuing.own_keys = self.own.keys
         self.health = Health(store, self.lifecycle, self.issuing, self.publisher, self.counters, nodes)
-        self.health.others.append(self.availability.unseen)
+        self.health.others += [host.trouble, self.availability.unseen]
         self.health.others.append(self.succession.over)
         self.health.warnings.append(self.succession.warning)
         self.health.numbers["certs_former"] = self.succession.certs_former
@@ -167,13 +171,15 @@ class CertificateService:
         self.health.numbers["db_reconnects"] = lambda: store.database.reconnects
         for publisher in self.publishers:
             publisher.is_fresh, publisher.gives_up = self.feed.is_fresh, self.availability.gives_up
+            publisher.distrusts = host.unsigned
+            publisher.has_others = self.availability.has_others
         beside = os.path.dirname(server_config.data_file("certs.db"))  # noqa: PTH120
         self.upkeep = Upkeep(
             settings, store, self.readers, self.health, clock, authority.issuer_id, beside=beside
         )
         if nodes is not None:
             self.upkeep.is_mine = lambda: nodes.rank == 0
-            self.upkeep.clock_fault = nodes.clock_fault
+        self.upkeep.clock_fault = host.fault
         self.health.others += [
             self.upkeep.audit.trouble,
             self.upkeep.rows.trouble,
@@ -606,6 +612,10 @@ class CertificateService:
         """Return names with a meaning: administrators, the service's own and the authorities'."""
         own = self._authority_names | {self.settings.pvacms_name, self.settings.admin_name}
         return own | (self.policy.administrators() if self.policy is not None else frozenset())
+
+
+def _by(clock: Callable[[], datetime], host: HostClock) -> datetime:
+    return host.by_the_steady_one(clock())
 
 
 def _without_pins(settings: CMSSettings) -> list[FormerAuthority]:

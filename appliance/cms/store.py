@@ -31,6 +31,7 @@ from appliance.cms.inuse import InUse
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.statements import rows_of
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
+from appliance.cms.trouble import Trouble
 from appliance.errors import ApplianceError, ConfigurationError, DatabaseLost
 
 __all__ = ["Store"]
@@ -42,10 +43,6 @@ _AT_ONCE: Final = 16
 """Results that are delivered in one turn of the event loop."""
 _GATHER_S: Final = 0.02
 """So long at most the next commit waits until the event loop has done with the results of the last one."""
-TOLD_EVERY_S: Final = 60.0
-"""Seconds between two log lines that say that the database cannot be written."""
-
-
 CHANNEL: Final = "pvacms"
 """What nodes are notified on when the audit has grown."""
 _IN_USE: Final = 37427
@@ -115,10 +112,7 @@ class Store:
         self.next_at: NextAt = not_computed
         self.created = False
         """Whether `open` found an empty database."""
-        self._failed_at: float | None = None
-        self._failed = 0
-        self._told_at = float("-inf")
-        self._told = False
+        self._trouble = Trouble(self.database.name)
         self.beside = False
         """Whether another process has the database, and this one only uses it."""
         self.commits = 0
@@ -143,10 +137,7 @@ class Store:
         A small write may succeed on a full disk where a certificate does not fit. So after a failure only a commit of the
         service's own work counts as recovery, or a minute without another failure.
         """
-        failed_at = self._failed_at
-        if self.database.state == "lost" or self.fatal:
-            return False
-        return failed_at is None or time.monotonic() - failed_at >= TOLD_EVERY_S
+        return not (self.database.state == "lost" or self.fatal or self._trouble.is_recent)
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -253,19 +244,18 @@ class Store:
         Raises:
             DatabaseLost: It cannot be used.
         """
-        end = time.monotonic() + self.start_s
+        end, is_told = time.monotonic() + self.start_s, False
         while True:
             try:
                 found = self.database.connect("writer")
             except DatabaseLost as error:
                 if not is_passing(error) or time.monotonic() >= end:
                     raise
-                if not self._told:
-                    self._told = True
+                if not is_told:
+                    is_told = True
                     _log.warning("%s; trying again for %.0f s", error, self.start_s)
                 time.sleep(self._backoff.next_s())
             else:
-                self._told = False
                 self._backoff.reset()
                 return found
 
@@ -442,8 +432,11 @@ class Store:
         self.commits += 1
         self._seen = head
         self.database.works()
-        if (self._told or self._failed_at is not None) and (not trial or self.healthy):
-            self._recovered()
+        self._succeeded(trial=trial)
+
+    def _succeeded(self, *, trial: bool) -> None:
+        if self._trouble.is_open and (not trial or self.healthy):
+            self._trouble.over()
 
     def _settle(self, connection: sa.Connection, doing: Sequence[Waiting]) -> Question | None:
         """Answer an open question; return it if what it is about was committed. What is being done is done again otherwise."""
@@ -533,7 +526,7 @@ class Store:
         """Do the jobs of a group that failed one by one, so that none fails because of another."""
         if len(group) > 1:
             return [self._on_server([item], trial=trial, until=until)[0] for item in group]
-        self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
+        self._trouble.tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
         failure = StoreError(f"the certificate database cannot be written: {reason(error)}; nothing was done")
         failure.__cause__ = error
         return [(None, failure)]
@@ -691,7 +684,7 @@ class Store:
         if not path:
             return None
         # When the file is back this notices it, so no commit is needed to prove it, as after a full disk.
-        self._tell(f"{path} was removed or replaced while the service ran", is_seen=True)
+        self._trouble.tell(f"{path} was removed or replaced while the service ran", is_seen=True)
         return StoreError(
             f"the certificate database cannot be used: {path} was removed or replaced while the service ran; nothing is "
             "issued, approved or revoked until the same file is put back, or the service is stopped, a backup restored, and "
@@ -740,15 +733,16 @@ class Store:
             lost = self._lost()
             if lost is not None:
                 return [(None, lost)] * len(jobs)
-            if (self._told or self._failed_at is not None) and (not trial or self.healthy):
-                self._recovered()
+            self._succeeded(trial=trial)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing was committed and everybody must know
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 connection.rollback()
             if len(jobs) > 1:
                 # One job is the cause, or the disk. Each is tried alone, so that none fails because of another.
                 return [self._commit((job,), ())[0] for job in jobs]
-            self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
+            self._trouble.tell(
+                reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error
+            )
             failure = StoreError(
                 f"the certificate database cannot be written: {reason(error)}; nothing was done"
             )
@@ -761,36 +755,6 @@ class Store:
         before = self._version
         ((self._version,),) = rows_of(connection, "PRAGMA data_version")
         return self._version == before
-
-    def _tell(self, why: str, *, defect: Exception | None = None, is_seen: bool = False) -> None:
-        """Say once a minute that nothing can be written; ``is_seen``: the next commit checks whether it is still so."""
-        self._failed += 1
-        now = time.monotonic()
-        if defect is None and not is_seen:
-            self._failed_at = now
-        if now - self._told_at < TOLD_EVERY_S:
-            return
-        self._told_at, self._told = now, True
-        _log.error(
-            "the certificate database %s cannot be written: %s; until it can be, nothing is issued, approved, denied or revoked "
-            "(%d attempts failed so far)",
-            self._shown(),
-            why,
-            self._failed,
-            exc_info=defect,
-            extra={"event": "database-failed"},
-        )
-
-    def _recovered(self) -> None:
-        self._failed_at = None
-        if self._told:
-            self._told = False
-            _log.warning(
-                "the certificate database can be written again; %d attempts failed in the meantime, and were refused",
-                self._failed,
-                extra={"event": "database-recovered"},
-            )
-            self._failed = 0
 
 
 def _why_lost(error: BaseException | None, item: Waiting) -> str:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
+from cryptography.x509 import Certificate
 
 from appliance.cms.authorities import (
     Authority,
@@ -120,9 +121,7 @@ class Succession:
             return  # an older database; it gets what it lacks from `CertificateService._make_good`
         is_first, self._known = not self._known, known
         self._store.known = {ident: each.ends for ident, each in known.items()}
-        self.bundle = bundle(
-            self._authority.root, known.values(), self._clock(), held=list(self._held.values())
-        )
+        self.bundle = self._bundle()
         by = successor_of(own, known, {self._authority.issuer_id, *self._held})
         before = self.successor
         self.successor = None if by is None or own.ends is None else Successor(utc(by.since), utc(own.ends))
@@ -131,6 +130,11 @@ class Succession:
         if not is_first:
             await self.count()
         self.on_change()
+
+    def _bundle(self) -> tuple[Certificate, ...]:
+        return bundle(
+            self._authority.root, self._known.values(), self._clock(), held=list(self._held.values())
+        )
 
     def refuses(self) -> str:
         """Return why this node issues nothing: another authority has taken over from its own."""
@@ -150,12 +154,15 @@ class Succession:
     # -- the end of former ones ----------------------------------------------------------------------
 
     async def look_after(self) -> None:
-        """Count what is left of former authorities once an hour, and log once a day what needs somebody's attention.
+        """Show no root that has ended; count what is left of former authorities once an hour, and log once a day what needs attention.
 
         Raises:
             ApplianceError: The database cannot be read.
         """
         now = self._clock()
+        if self._known and (found := self._bundle()) != self.bundle:
+            self.bundle = found  # a former authority has ended, and its root goes
+            self.on_change()
         if _is_due(self._counted, now, _COUNTED_EVERY):
             await self.count()
         if _is_due(self._told, now, _TOLD_EVERY):

@@ -91,6 +91,10 @@ def parse_duration(text: str | int) -> Duration:
     """
     shown = str(text).strip() if not isinstance(text, int) or -(10**18) < text < 10**18 else "a huge number"
     if shown.isascii() and shown.isdecimal() and len(shown) <= 9:
+        if _is_date(shown):
+            raise ConfigurationError(
+                f"{shown} is a date, or {int(shown)} minutes; for these write {shown}m. {_EXAMPLES}"
+            )
         return _bounded(Duration(0, 60 * int(shown)), shown)
     if not shown:
         raise ConfigurationError(f"a duration must not be empty; {_EXAMPLES}")
@@ -116,6 +120,17 @@ def parse_duration(text: str | int) -> Duration:
         between = _BETWEEN.match(shown, position)
         position = between.end() if between else position
     return _bounded(Duration(months, seconds), shown)
+
+
+def _is_date(digits: str) -> bool:
+    """Whether eight digits are a date of these times, as 20270131 is. In minutes they would be 38 years."""
+    try:
+        return (
+            len(digits) == 8
+            and 1970 <= dt.datetime.strptime(digits, "%Y%m%d").replace(tzinfo=dt.UTC).year < 2200
+        )
+    except ValueError:
+        return False
 
 
 def _bounded(duration: Duration, shown: str) -> Duration:

@@ -152,6 +152,7 @@ class CertificateNames:
 
 def _has_secret(argument: Value) -> bool:
     """Whether a request has more for its verifier than the proof that the requester holds the key."""
+    from appliance.authn.ccr import is_empty
     from appliance.authn.proof import PROOF_FIELD
 
     query: Any = argument.get("query") if "query" in argument else argument
@@ -161,12 +162,7 @@ def _has_secret(argument: Value) -> bool:
     kind = getattr(verifier, "type", None)
     if not isinstance(kind, StructType):
         return True  # no form that anybody knows
-    for name, _ in kind.fields:
-        if name != PROOF_FIELD:
-            content = verifier[name]
-            if len(content) if hasattr(content, "__len__") else content:
-                return True
-    return False
+    return any(name != PROOF_FIELD and not is_empty(verifier[name]) for name, _ in kind.fields)
 
 
 def _has_key(argument: Value | None) -> bool:

@@ -12,10 +12,11 @@ import logging
 import socket
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance.acf.match import canonical_host, host_of_peer, is_address
+from appliance.config.hints import unknown
 from appliance.errors import OperationError
 from appliance.gateway import report
 from appliance.gateway.accounts import Counts
@@ -39,6 +40,7 @@ POKE_S: Final = 1.0
 MAX_TEXT: Final = 256 * 1024
 """Characters of the answer of ``threads``."""
 _MAX_ROLES: Final = 256
+_TEST: Final = ("pv", "user", "peer", "roles", "method", "authority", "protocol")
 _MAX_LOOKUPS: Final = 2
 _MAX_NAME: Final = 200
 
@@ -259,7 +261,8 @@ def _first(pv: StatusPV) -> Value:
 
 def _threads(pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
     """Answer with what all threads and tasks do."""
-    del pv, operation, argument
+    del pv, operation
+    _query(argument, ())
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file=file)
         file.seek(0)
@@ -284,7 +287,7 @@ class _Side:
     async def test(self, pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
         """Answer what a client may do with a PV: ``asTest``."""
         del pv
-        asked = _query(argument)
+        asked = _query(argument, _TEST)
         name = asked.get("pv") or ""
         if not name:
             raise OperationError("the argument pv is missing; name the PV to test, for example pv=DEMO:PV")
@@ -298,18 +301,28 @@ class _Side:
 
     def debug(self, pv: SharedPV, operation: Operation, argument: Value | None) -> Value:
         """Answer with the inputs: ``asDebug``."""
-        del pv, operation, argument
+        del pv, operation
+        _query(argument, ())
         return report.debug_table(self._judge.inputs(), time.time())
 
 
-def _query(argument: Value | None) -> dict[str, Any]:
-    """Return the arguments of an RPC, from an NTURI or from a plain structure."""
+def _query(argument: Value | None, known: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of an RPC, from an NTURI or from a plain structure. Others than those that are known are refused."""
     if argument is None:
         return {}
     given: Any = argument.to_dict()
-    query = given.get("query", given)
+    is_uri = isinstance(argument.type, StructType) and argument.type.id.startswith("epics:nt/NTURI:")
+    query = given.get("query", {} if is_uri else given)
     if not isinstance(query, dict):
         raise OperationError("the arguments are no structure; call it with NAME=VALUE")
+    for name in query:
+        if name not in known:
+            why = (
+                unknown(f"argument {name[:64]!r}", name, known)
+                if known
+                else f"it takes no argument {name[:64]!r}"
+            )
+            raise OperationError(why)
     return query
 
 

@@ -11,6 +11,7 @@ from appliance.client.uri import uri_value
 from appliance.cms.schema import certs
 from appliance.cms.service import CertificateService
 from appliance.errors import RemoteError
+from appliance.pvdata import STRING, StructType, Value
 from tests.helpers import tools
 from tests.helpers.cms import Clock, admin_keychain, effective, plain, running, secure
 from tests.helpers.many_certificates import DAY_S, fill
@@ -152,6 +153,17 @@ async def test_what_ends_soon_is_found_behind_many_that_are_over(tmp_path, pvxce
         ({"issuer": "me"}, "an issuer ID"),
         ({"expires_before": "tomorrow"}, "must be a date"),
         ({"expires_after": "-5"}, "must be a date"),
+        (
+            {"expires_before": "2027"},
+            "such as 2027-01-31, 20270131 or .*, or POSIX seconds of 9 to 11 digits, not '2027'",
+        ),
+        ({"expires_before": "20271331"}, "must be a date"),
+        ({"expires_before": "202701311200"}, "must be a date"),
+        (
+            {"expires_befor": "2027-01-31"},
+            "unknown query 'expires_befor'; did you mean expires_before.* are after, expires_after,",
+        ),
+        ({"state": "VALID", "cn": "alice"}, "unknown query 'cn'; known are .*subject"),
         ({"expires_after": "999999999999999999999"}, "must be a date"),
         ({"name": "x" * 257}, "longer than 256"),
         ({"name": "a\0b"}, "without NUL"),
@@ -165,6 +177,34 @@ async def test_a_query_that_makes_no_sense_is_refused_with_a_sentence(tmp_path, 
     async with running(tmp_path) as service, secure(service, admin_keychain(tmp_path)) as admin:
         with pytest.raises(RemoteError, match=why):
             await admin.rpc("CERT:LIST", uri_value("CERT:LIST", query))
+
+
+async def test_eight_digits_are_a_date_and_no_second_of_1970(tmp_path):
+    async with serving(tmp_path, 300) as service, secure(service, admin_keychain(tmp_path)) as admin:
+        day = datetime.fromtimestamp(int(service.clock().timestamp()) + DAY_S * 200, UTC).date()
+        midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+        wanted = await known(service, certs.c.not_after < midnight)
+        assert wanted
+        for text in (f"{day:%Y%m%d}", f"{day:%Y-%m-%d}", str(midnight), midnight):
+            table = await admin.rpc(
+                "CERT:LIST", uri_value("CERT:LIST", {"expires_before": text, "limit": 10000})
+            )
+            assert len(table["value.cert_id"]) == len(wanted), text
+
+
+async def test_a_list_without_queries_is_the_whole_list_however_it_is_asked_for(tmp_path):
+    bare = StructType([("scheme", STRING), ("authority", STRING), ("path", STRING)], "epics:nt/NTURI:1.0")
+    async with running(tmp_path) as service, secure(service, admin_keychain(tmp_path)) as admin:
+        for argument in (
+            None,
+            Value(StructType([])),
+            Value(bare, {"path": "CERT:LIST"}),
+            uri_value("CERT:LIST", {}),
+        ):
+            table = await admin.rpc("CERT:LIST", argument)
+            assert len(table["value.cert_id"]) == 2
+        with pytest.raises(RemoteError, match="the queries are no structure; it may have after,"):
+            await admin.rpc("CERT:LIST", Value(StructType([("query", STRING)]), {"query": "x"}))
 
 
 async def test_a_place_of_one_list_is_no_place_of_another(tmp_path):

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
-from appliance.certs.keychain import load_keychain, make_keychain
+from appliance.authn.trust import KnownAnchors, decide, read_offer
+from appliance.certs.keychain import Keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import CertificateAuthority, generate_key
 from appliance.certs.status import OCSPState
@@ -35,6 +36,7 @@ from tests.helpers.cms import (
     settled,
 )
 from tests.helpers.live import until
+from tests.transport.test_crossed import failures
 
 pytestmark = pytest.mark.usefixtures("engine")
 CLIENT, SERVER, IOC = 1, 2, 3
@@ -255,6 +257,48 @@ async def test_the_old_authority_ends_at_its_date(tmp_path, caplog):
         root = await context.get("CERT:ROOT")
         assert len(x509.load_pem_x509_certificates(root["bundle"].encode())) == 3
         assert service.names.former == (), "at the next start it is left out"
+
+
+async def trusting(context, clock, directory):
+    """What an authenticator takes over from a service, without a keychain."""
+    offer = read_offer(await context.get("CERT:ROOT"), now=clock())
+    known = KnownAnchors(f"{directory}/{{}}".format, "CERT", "")
+    return decide(offer, known=known, first_use=True, now=clock(), say=[].append)
+
+
+async def test_who_checks_no_status_does_not_know_the_end_but_a_keychain_of_after_it_trusts_the_old_root_in_no_way(
+    tmp_path,
+):
+    """With ``no_revocation_check`` the keychains alone decide, and the cross-certificate may end later than ``ends`` says."""
+    clock = Clock()
+    clock.advance(days=-40)  # TLS has the host's clock, so all that happens is over by then
+    async with running(tmp_path, clock, **OPEN) as service, plain(service) as context:
+        old_ioc = await issued(context, "ioc", IOC)
+    introduce(tmp_path, clock)
+    settings = switched(tmp_path, ends_in(clock, days=30))
+    found = {}
+    async with running(tmp_path, clock, **settings) as service, plain(service) as context:
+        for when, days in (("before", 1), ("after", 30)):
+            clock.advance(days=days)
+            await settled(service)
+            await service.succession.look_after()
+            key = generate_key("ec-p256")
+            made = await issued(context, when, IOC, key)
+            trust = await trusting(context, clock, tmp_path / when)
+            found[when] = Keychain(key, made.certificate, made.chain, trust.anchors, trust.crossed)
+            assert trust.anchors == (service.authority.root,)
+        assert (await context.get(old_ioc.status_pv))["state"] == "EXPIRED"
+    new_with_old, old_with_new = found["before"].crossed
+    assert (new_with_old.issuer, old_with_new.not_valid_after_utc > clock()) == (
+        old_ioc.certificate.issuer,
+        True,
+    )
+    assert failures(old_ioc, found["before"]) == ["", ""], "as the how-to says"
+    assert found["after"].crossed == ()
+    assert any(failures(old_ioc, found["after"]))
+    assert any(failures(found["after"], old_ioc))
+    for one, other in (("before", "after"), ("after", "before"), ("after", "after")):
+        assert failures(found[one], found[other]) == ["", ""]
 
 
 @pytest.mark.parametrize("has_certificates", [True, False], ids=["with-certificates", "without"])

@@ -114,10 +114,15 @@ async def test_administrators_set_a_schedule_its_holder_reads_it_and_nobody_else
                 (call(serial, window("1", "08:00", "17:00"), time_zone="Europe/Atlantis"), "Europe/Atlantis"),
                 (call(serial, time_zone="Europe/Berlin"), "no effect without windows"),
                 (call(0), "no serial"),
-                (Value(StructType((("query", STRING),)), {"query": "x"}), "the member query is no structure"),
+                (Value(StructType((("query", STRING),)), {"query": "x"}), "the queries are no structure"),
                 (call(serial, always, time_zone="localtime"), "is no place"),
                 (call(serial, always, time_zone="right/UTC"), "is no place"),
                 (call(12345, always), "not known here"),
+                (call(serial, always, read_only=True), "no effect with read_only"),
+                (
+                    uri_value("CERT:SCHEDULE", {"serial": 5, "readonly": True}),
+                    "'readonly'; did you mean read_only",
+                ),
                 (uri_value("CERT:SCHEDULE", {"serial": "x"}), "serial must be a whole number"),
                 (
                     uri_value("CERT:SCHEDULE", {"serial": 5, "read_only": 1}),

@@ -37,6 +37,12 @@ def verified(service, status):
     )
 
 
+def _all_marked(value, state):
+    value.mark()
+    value["state"] = state
+    return value
+
+
 async def test_a_request_waits_for_approval_and_is_approved_by_an_administrator(tmp_path):
     async with running(tmp_path) as service, plain(service) as anyone:
         reply = await anyone.rpc("CERT:CREATE", ccr())
@@ -56,7 +62,15 @@ async def test_a_request_waits_for_approval_and_is_approved_by_an_administrator(
             status = await asyncio.wait_for(anext(updates), 30)
             assert status["state"] == "VALID"
             assert verified(service, status).state is OCSPState.GOOD
-            await admin.put(reply["status_pv"], {"state": "REVOKED"})
+            for more in ({"renew_by": 5}, {"display.description": "mine"}, {"no_status": True}):
+                with pytest.raises(
+                    RemoteError,
+                    match=f"only the field state can be put, and {next(iter(more))} would not change",
+                ):
+                    await admin.put(reply["status_pv"], {"state": "REVOKED", **more})
+            assert (await anyone.get(reply["status_pv"]))["state"] == "VALID"
+            # Some clients send all that they have read.
+            await admin.put(reply["status_pv"], lambda value: _all_marked(value, "REVOKED"), get=True)
             status = await asyncio.wait_for(anext(updates), 30)
             assert status["state"] == "REVOKED"
             assert verified(service, status).state is OCSPState.REVOKED

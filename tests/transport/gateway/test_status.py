@@ -123,11 +123,15 @@ async def test_what_a_client_may_do_is_told_also_for_others():
         for wrong, why in (
             ({}, "the argument pv is missing"),
             ({"pv": "x", "method": "magic"}, "method is one of"),
+            ({"pv": "x", "usr": "ann"}, "unknown argument 'usr'; did you mean user"),
             ({"pv": "x", "peer": "no such host"}, "has no address"),
             ({"pv": "x", "roles": ["r"] * 1000}, "at most 256"),
         ):
             with pytest.raises(RemoteError, match=why):
                 await client.rpc("GW:asTest", wrong)
+        for name in ("GW:asDebug", "GW:threads"):
+            with pytest.raises(RemoteError, match="takes no argument 'pv'"):
+                await client.rpc(name, {"pv": "x"})
 
 
 async def test_what_the_pv_list_denies_is_told_with_the_host(tmp_path):

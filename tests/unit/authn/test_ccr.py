@@ -13,8 +13,8 @@ from appliance.authn.ccr import (
     request_value,
 )
 from appliance.certs.status import CertState
-from appliance.errors import RemoteError
-from appliance.pvdata import INT32, STRING, StructType, Value
+from appliance.errors import RemoteError, RequestRefused
+from appliance.pvdata import INT32, STRING, UINT64, StructType, Value
 
 SECRET = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.c2VjcmV0"
 
@@ -37,6 +37,23 @@ def test_the_service_reads_what_the_requester_wrote(usage, number):
     assert value["query.usage"] == number
     read = parse_request(value)
     assert read == request
+
+
+def test_what_would_have_no_effect_is_refused_and_an_empty_field_is_not():
+    query = dict(request_type().fields)["query"]
+    more = StructType(
+        [*query.fields, ("not_afer", UINT64), ("limits", StructType([("hours", UINT64)])), ("note", STRING)]
+    )
+    kind = StructType([("path", STRING), ("query", more)])
+    value = Value(kind, {"query": {"pub_key": "PEM", "usage": 1}})
+    assert parse_request(value).pub_key == "PEM"
+    for field, content, hint in (
+        ("not_afer", 5, "did you mean not_after"), ("limits.hours", 5, "known are .*schedule"), ("note", "x", "no effect here"),
+    ):  # fmt: skip
+        asks = Value(kind, {"query": {"pub_key": "PEM", "usage": 1}})
+        asks[f"query.{field}"] = content
+        with pytest.raises(RequestRefused, match=hint):
+            parse_request(asks)
 
 
 def test_a_request_shows_no_proof_in_its_repr():

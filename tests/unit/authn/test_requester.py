@@ -249,6 +249,8 @@ def test_what_is_given_counts_before_what_is_known_and_that_before_first_use(tmp
 OLD = Authority("Site Root", begun=3000 * DAY)
 NEW = Authority("Site Root")
 CROSSED = (OLD.crossed(NEW), NEW.crossed(OLD))
+BUNDLE = (*CROSSED, OLD.certificate)
+"""What a service shows beside the new root, until the old one has ended."""
 
 
 @pytest.mark.parametrize("source", ["given", "keychain", "kept"])
@@ -256,12 +258,12 @@ def test_a_new_root_that_a_known_one_has_signed_takes_its_place(tmp_path, source
     known = {source: (OLD.certificate,)}
     if known.pop("kept", None):
         KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "").keep(OLD.certificate)
-    found, said = decided(tmp_path, NEW, CROSSED, first_use=False, **known)
+    found, said = decided(tmp_path, NEW, BUNDLE, first_use=False, **known)
     assert (found.why, found.anchor, found.anchors) == ("rollover", NEW.certificate, (NEW.certificate,))
     assert found.crossed == CROSSED, "the new root vouches for the old one, until that certificate ends"
     assert fingerprint(NEW.certificate) in said[-1]
     if source == "kept":
-        assert decided(tmp_path, NEW, CROSSED)[0].why == "kept"
+        assert decided(tmp_path, NEW, BUNDLE)[0].why == "kept"
     for crossed in ((), CROSSED[1:], [S.other_ca.crossed(NEW), CROSSED[1]]):
         other = tmp_path / "other"
         if source == "kept":
@@ -272,7 +274,7 @@ def test_a_new_root_that_a_known_one_has_signed_takes_its_place(tmp_path, source
 
 def test_what_was_trusted_beside_the_old_root_stays(tmp_path):
     both = (S.ca.certificate, OLD.certificate)
-    found, _ = decided(tmp_path, NEW, CROSSED, keychain=both)
+    found, _ = decided(tmp_path, NEW, BUNDLE, keychain=both)
     assert found.anchors == (NEW.certificate, S.ca.certificate)
     found, _ = decided(tmp_path, NEW, CROSSED[:1], keychain=both)
     assert found.anchors == (NEW.certificate, *both), (
@@ -285,7 +287,7 @@ def test_what_was_trusted_beside_the_old_root_stays(tmp_path):
 def test_an_old_root_that_is_trusted_beside_the_new_one_ends_too(tmp_path, source):
     """A file may have both, as pvacms --print-bundle writes it."""
     both = {source: (NEW.certificate, OLD.certificate, S.ca.certificate)}
-    found, _ = decided(tmp_path, NEW, CROSSED, **both)
+    found, _ = decided(tmp_path, NEW, BUNDLE, **both)
     assert (found.anchors, found.crossed) == ((NEW.certificate, S.ca.certificate), CROSSED)
     for crossed in ((), CROSSED[:1]):
         found, _ = decided(tmp_path, NEW, crossed, **both)
@@ -296,11 +298,27 @@ def test_an_old_root_that_is_trusted_beside_the_new_one_ends_too(tmp_path, sourc
 
 def test_a_fingerprint_introduces_nobody_and_first_use_is_none_where_a_root_is_known(tmp_path):
     with pytest.raises(SecurityError, match="not the one that was asked for"):
-        decided(tmp_path, NEW, CROSSED, wanted=fingerprint(OLD.certificate), keychain=(OLD.certificate,))
+        decided(tmp_path, NEW, BUNDLE, wanted=fingerprint(OLD.certificate), keychain=(OLD.certificate,))
     with pytest.raises(SecurityError, match="has changed"):
         decided(tmp_path, NEW, [S.other_ca.crossed(NEW)], keychain=(OLD.certificate,), first_use=True)
-    found, _ = decided(tmp_path, NEW, CROSSED)
+    found, _ = decided(tmp_path, NEW, BUNDLE)
     assert (found.why, found.anchors, found.crossed) == ("first use", (NEW.certificate,), CROSSED)
+
+
+@pytest.mark.parametrize("source", ["given", "keychain", "kept", "first use", "both"])
+def test_an_old_root_that_has_ended_is_trusted_in_no_way(tmp_path, source):
+    """The service keeps the cross-certificates, for who comes late, and does not show the old root any more."""
+    known = {source: (OLD.certificate,)} if source in ("given", "keychain") else {}
+    if source == "both":
+        known = {"keychain": (NEW.certificate, OLD.certificate)}
+    if source == "kept":
+        KnownAnchors(f"{tmp_path}/{{}}".format, "CERT", "").keep(OLD.certificate)
+    found, _ = decided(tmp_path, NEW, CROSSED, **known)
+    assert (found.anchor, found.anchors, found.crossed) == (NEW.certificate, (NEW.certificate,), ())
+    newest = Authority("Site Root", begun=DAY)
+    more = (*CROSSED, NEW.crossed(newest), newest.crossed(NEW), NEW.certificate)
+    found, _ = decided(tmp_path / "newest", newest, more, keychain=(NEW.certificate,))
+    assert found.crossed == more[2:4], "the one before the last goes, and the last one stays"
 
 
 def test_nobody_is_led_back_to_the_old_root_or_over_two_roots(tmp_path):

@@ -12,6 +12,9 @@ from appliance.cms import nodes as module
 from appliance.cms import schema
 from appliance.cms.dialect import Login
 from appliance.cms.nodes import Member, Nodes, members
+from appliance.cms.replay import BESIDE, StoredReplay, TokenJournal
+from appliance.cms.revocations import _KEY
+from appliance.cms.schema import of_node
 from appliance.cms.store import Store
 from appliance.errors import ConfigurationError
 from appliance.version import __version__
@@ -169,7 +172,28 @@ def test_the_nodes_are_known_inside_a_job_too(site):
 
 def test_the_offset_of_the_clocks_is_measured(site):
     a = site.node("a")
-    assert abs(a.clock_offset_s) < 30, "both are this machine's clock"
+    assert abs(a.clock.offset_s) < 30, "both are this machine's clock"
+
+
+@pytest.mark.parametrize("fact", [BESIDE, _KEY])
+def test_no_two_nodes_share_a_fact_however_long_their_names_are(fact):
+    names = ["a", "a" * 50, "a" * 56, *("n" * 62 + end for end in ("-a", "-b", ".b", "")), "n" * 50]
+    keys = [of_node(fact, name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(len(key) <= 64 for key in keys)
+    assert of_node(fact, "a") == f"{fact}:a"
+    assert of_node(fact, "") == fact
+
+
+def test_two_nodes_whose_long_names_begin_alike_have_facts_of_their_own(site, tmp_path):
+    common = "control-room-server-of-the-second-experimental-hall-number-"
+    a, b = site.node(f"{common}1"), site.node(f"{common}2")
+    for number, node in enumerate((a, b)):
+        tokens = StoredReplay(node.store, TokenJournal(str(tmp_path / f"{number}.tokens")))
+        tokens.load(1_900_000_000.0)
+    with raw(site.where) as db:
+        rows = db.execute("SELECT key FROM meta WHERE key LIKE 'tokens_beside%%'").fetchall()
+    assert len(rows) == 2
 
 
 CONTRACTS = """

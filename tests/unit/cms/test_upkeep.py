@@ -274,6 +274,7 @@ async def test_the_clock_goes_on_while_a_backup_is_being_made_and_one_that_fails
         clock=lambda: datetime.now(UTC),
         publishers=(),
         store=SimpleNamespace(fatal=""),
+        host_clock=SimpleNamespace(fault=str),
         tick=lambda: ticks.put_nowait(None),
         pause=lambda longest: longest,
         settings=SimpleNamespace(backup_interval_s=0.001, health_interval_s=60),

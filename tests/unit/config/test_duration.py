@@ -34,6 +34,20 @@ def test_what_is_no_duration_is_refused_with_a_reason(text):
         parse_duration(text)
 
 
+@pytest.mark.parametrize("text", ["20270131", 20270131, "19991231"])
+def test_a_date_is_no_number_of_minutes(text):
+    with pytest.raises(
+        ConfigurationError, match=f"{text} is a date, or {text} minutes; for these write {text}m"
+    ):
+        parse_duration(text)
+    assert parse_duration(f"{text}m").seconds == 60 * int(text)
+
+
+def test_eight_digits_that_are_no_date_are_minutes():
+    assert parse_duration("20271331").seconds == 60 * 20271331
+    assert parse_duration("10000000").seconds == 60 * 10000000
+
+
 def test_a_huge_number_is_refused_without_being_printed():
     with pytest.raises(ConfigurationError, match="a huge number"):
         parse_duration(10**5000)
