@@ -162,7 +162,7 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
         ConfigurationError: A setting or a file cannot be used.
         SecurityError: The authority cannot be used; the text says why.
     """
-    found = _certificates(files)
+    found = _certificates(files, alone=True)
     signer: Signer
     if settings.ca_key:
         signer = open_signer(settings.ca_key, settings.ca_key_pin)
@@ -196,13 +196,21 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
                 os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
 
 
-def _certificates(files: Sequence[str]) -> list[x509.Certificate]:
+def _certificates(files: Sequence[str], *, alone: bool = False) -> list[x509.Certificate]:
+    """Read certificates of authorities; ``alone``: nothing secret may be beside them."""
     found: dict[x509.Certificate, None] = {}
     for path in files:
+        data = read_regular(path, _LIMIT)
         try:
-            read = load_pem_text(read_regular(path, _LIMIT))
+            read = load_pem_text(data)
         except SecurityError as error:
             raise ConfigurationError(str(error), file=path) from error
+        if alone and b"PRIVATE KEY-----" in data:
+            raise ConfigurationError(
+                "there is a private key in it, which nobody needs here: if it is the root's, this host must not have it; take it out, and "
+                "give the certificates alone",
+                file=path,
+            )
         if not read:
             raise ConfigurationError("it holds no certificate in PEM form", file=path)
         found.update(dict.fromkeys(read))

@@ -234,9 +234,7 @@ def test_a_database_of_a_later_schema_is_refused(tmp_path, postgres):
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_cannot_have_all_names_is_refused(tmp_path, postgres, encoding):
     name = f"e_{encoding.lower()}"
-    postgres.sql(
-        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C' OWNER pvacms"
-    )
+    postgres.sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C' OWNER pvacms")
     said = refused(Node(tmp_path, "a", URL.format(port=postgres.port, name=name)))
     assert f"its encoding is {encoding}, in which some names cannot be written; make one with" in said
     assert postgres.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name) == [(0,)]

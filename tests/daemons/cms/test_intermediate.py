@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -260,6 +261,18 @@ def test_what_cannot_be_installed_is_refused_with_one_sentence_and_changes_nothi
     assert {path: path.read_bytes() for path in directory.iterdir()} == before
 
 
+def test_a_private_key_among_the_certificates_is_refused(tmp_path):
+    """Somebody has brought the root's key along, which stays offline."""
+    assert once(tmp_path, "--make-csr", str(tmp_path / "ca.csr"))[0] == 0
+    sign_offline(tmp_path)
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join((tmp_path / name).read_bytes() for name in ("ca.pem", "root.key", "root.pem")))
+    status, out, err = once(tmp_path, "--install-chain", str(both))
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "both.pem: there is a private key in it, which nobody needs here" in err
+    assert not (tmp_path / "config/pva/1.5/cert_auth.p12").exists()
+
+
 def test_an_authority_whose_certificates_nobody_would_accept_does_not_start(tmp_path):
     """The authority above it permits no authority below: OpenSSL at each peer would refuse what it signs."""
     short = ROOT.intermediate("Site Policy CA", path_length=0)
@@ -348,6 +361,14 @@ def limited(constraints):
     return made
 
 
+def deep(levels):
+    """An authority with so many authorities below the root."""
+    made = ROOT
+    for level in range(levels):
+        made = made.intermediate(f"Level {level}", path_length=None)
+    return made
+
+
 def ended(authority):
     """An authority below one whose certificate has ended."""
     above = authority.intermediate("Site Policy CA", path_length=1)
@@ -363,6 +384,24 @@ def ended(authority):
     return above.intermediate("Site Issuing CA")
 
 
+def weak():
+    """An authority below a root whose key is too small for today's TLS."""
+    key, made = rsa.generate_private_key(65537, 1024), pki.Authority("Site Issuing CA")
+
+    def signed(common_name, of):
+        names = [
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in (common_name, "Old Root")
+        ]
+        builder = x509.CertificateBuilder(*reversed(names), of.public_key(), 7)
+        builder = builder.not_valid_before(pki.NOW - pki.DAY).not_valid_after(pki.NOW + 300 * pki.DAY)
+        return builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
+            key, SHA256()
+        )
+
+    made.certificate, made.chain = signed("Site Issuing CA", made.key), (signed("Old Root", key),)
+    return made
+
+
 THREE = AUTHORITIES["three"]
 IN_ORDER = text_of(THREE.certificate, *THREE.chain)
 RSA = pki.Authority("Site Root", algorithm="rsa-2048")
@@ -372,6 +411,15 @@ FORMS = {
     "some twice": (THREE, IN_ORDER + text_of(*THREE.chain, THREE.certificate)),
     "those above in another order": (THREE, text_of(THREE.certificate, *reversed(THREE.chain))),
     "a root with another kind of key": (RSA.intermediate(), b""),
+    "as long as peers accept": (deep(5), b""),
+    "an authority for clients and servers": (
+        limited(
+            x509.ExtendedKeyUsage(
+                [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
+            )
+        ),
+        b"",
+    ),
 }
 WRONG = {
     "empty": (THREE, b"", "cannot be read as PEM: there is nothing in it"),
@@ -383,6 +431,15 @@ WRONG = {
     "an end above": (ended(ROOT), b"", "CN=Site Policy CA is valid from .* check the clock"),
     "no authority permitted below": (
         ROOT.intermediate("Short").intermediate("Below", path_length=None), b"", "path length constraint exceeded",
+    ),
+    "longer than peers accept": (deep(6), b"", "nobody would accept .* 6 authorities below the root, and peers accept at most 5"),
+    "a root with a small key": (weak(), b"", "nobody would accept .* key of CN=Old Root has 1024 bits, and peers accept 2048 and more"),
+    "an authority for servers only": (
+        limited(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])), b"",
+        "nobody would accept .* extended key usage of CN=Site Issuing CA .* is not for a client; have it made without",
+    ),
+    "an authority for other uses": (
+        limited(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.OCSP_SIGNING])), b"", "nobody would accept .* is not for a client",
     ),
     "names that it never gives": (
         limited(x509.NameConstraints([x509.DirectoryName(x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "site")]))], None)),
