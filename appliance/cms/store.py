@@ -534,7 +534,8 @@ class Store:
         if len(group) > 1:
             return [self._on_server([item], trial=trial, until=until)[0] for item in group]
         self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
-        failure = StoreError(f"the certificate database cannot be written: {reason(error)}; nothing was done")
+        # It goes to whoever asked over the network, who learns nothing of the server.
+        failure = StoreError("the certificate database cannot be written (the service's log says why); nothing was done")
         failure.__cause__ = error
         return [(None, failure)]
 

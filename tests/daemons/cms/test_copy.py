@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from appliance.certs.profiles import generate_key
 from appliance.cms import copying, daemon, schema
 from appliance.cms.audit import prune_audit, verify_audit
-from appliance.cms.commands import _restored as do_restored
 from appliance.cms.backup import new_file
+from appliance.cms.commands import _restored as do_restored
 from appliance.cms.copying import back_up, copy_database
 from appliance.cms.dialect import engine_for
 from appliance.cms.model import utc

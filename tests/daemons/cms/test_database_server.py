@@ -186,6 +186,23 @@ async def test_what_became_of_a_revocation_while_the_database_was_lost_is_logged
     assert logged in caplog.text
 
 
+async def test_what_a_server_refuses_while_the_service_runs_is_for_its_log_alone(tmp_path, postgres, caplog):
+    name = postgres.new()
+    db = postgres.url(name, user="pvacms")
+    async with running(tmp_path, db=db, require_client_approval=False) as service, plain(service) as anyone:
+        postgres.sql("ALTER TABLE certs OWNER TO postgres; REVOKE ALL ON certs FROM pvacms", name)
+        with pytest.raises(RemoteError, match="cannot be written .*log says why.; nothing was done") as told:
+            await anyone.rpc("CERT:CREATE", ccr("alice"))
+        assert "permission" not in str(told.value)
+        assert "cannot be written: permission denied for table certs" in caplog.text
+        await service.health.check()
+        assert (await anyone.get("CERT:HEALTH"))["value.index"] == 0
+        postgres.sql("ALTER TABLE certs OWNER TO pvacms", name)
+        assert (await anyone.rpc("CERT:CREATE", ccr("alice")))["state"] == "VALID"
+    assert verify_audit(db).intact
+    postgres.drop(name)
+
+
 def refused(node: Node, *arguments: str) -> str:
     with node.process(*arguments) as process:
         status, out, err = process.wait()
