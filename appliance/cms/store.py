@@ -535,7 +535,9 @@ class Store:
             return [self._on_server([item], trial=trial, until=until)[0] for item in group]
         self._tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
         # It goes to whoever asked over the network, who learns nothing of the server.
-        failure = StoreError("the certificate database cannot be written (the service's log says why); nothing was done")
+        failure = StoreError(
+            "the certificate database cannot be written (the service's log says why); nothing was done"
+        )
         failure.__cause__ = error
         return [(None, failure)]
 

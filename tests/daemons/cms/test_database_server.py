@@ -191,7 +191,9 @@ async def test_what_a_server_refuses_while_the_service_runs_is_for_its_log_alone
     db = postgres.url(name, user="pvacms")
     async with running(tmp_path, db=db, require_client_approval=False) as service, plain(service) as anyone:
         postgres.sql("ALTER TABLE certs OWNER TO postgres; REVOKE ALL ON certs FROM pvacms", name)
-        with pytest.raises(RemoteError, match="cannot be written .*log says why.; nothing was done") as told:
+        with pytest.raises(
+            RemoteError, match=r"cannot be written .*log says why\); nothing was done"
+        ) as told:
             await anyone.rpc("CERT:CREATE", ccr("alice"))
         assert "permission" not in str(told.value)
         assert "cannot be written: permission denied for table certs" in caplog.text

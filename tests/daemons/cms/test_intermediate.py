@@ -1,5 +1,6 @@
 """A certificate service whose authority is an intermediate one: the root's key is elsewhere."""
 
+import asyncio
 import subprocess
 from datetime import UTC, datetime
 
@@ -18,7 +19,7 @@ from cryptography.x509 import ocsp
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import build_ca, generate_key
+from appliance.certs.profiles import build_ca, build_certificate, generate_key, subject_name
 from appliance.cms.service import CertificateService
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import CertificateError, ConfigurationError
@@ -135,6 +136,69 @@ async def test_its_administrator_is_known_by_the_whole_chain(authority, depth, t
         # The same name from an authority that is not the one in the rule, though the root is the same.
         assert not service.policy.administers(peer._replace(authority="Site Root"))
         assert not service.policy.administers(peer._replace(authority="Other CA\nSite Root"))
+
+
+def posing_as(authority, above):
+    """Another site's authority below the same root, or below one of it: the same name, and an identifier that it has chosen."""
+    made = above.intermediate("Site Issuing CA")
+    identifier = x509.SubjectKeyIdentifier.from_public_key(authority.key.public_key())
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(authority.certificate.subject)
+        .issuer_name(above.certificate.subject)
+        .public_key(made.key.public_key())
+        .serial_number(78)
+        .not_valid_before(pki.NOW - pki.DAY)
+        .not_valid_after(pki.NOW + 300 * pki.DAY)
+        .add_extension(identifier, critical=False)
+    )
+    for extension in made.certificate.extensions:
+        if not isinstance(extension.value, x509.SubjectKeyIdentifier):
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+    made.certificate = builder.sign(above.key, SHA256())
+    return made
+
+
+def named_admin(authority, serial):
+    """A certificate with the name of an administrator of this site."""
+    key = generate_key("ec-p256")
+    certificate = build_certificate(
+        authority.issuer,
+        subject=subject_name("admin", country="US"),
+        public_key=key.public_key(),
+        usage="client",
+        not_before=pki.NOW - pki.DAY,
+        not_after=pki.NOW + pki.DAY,
+        serial=serial,
+        status_pv=f"CERT:STATUS:{authority.issuer_id}:{serial:020d}",
+    )
+    return make_keychain(key, [certificate, authority.certificate, *authority.chain])
+
+
+@pytest.mark.parametrize("serial", ["the administrator's", "the root's", "that of the one above"])
+@pytest.mark.parametrize("identifier", ["its own", "the same"])
+async def test_an_authority_of_the_same_name_below_the_same_root_administers_nothing(
+    authority, depth, identifier, serial, tmp_path, caplog
+):
+    """A name, the first digits of an identifier and a serial number are what anybody may choose; the key is not."""
+    caplog.set_level("INFO")
+    above = POLICY if depth == "three" else ROOT
+    other = posing_as(authority, above) if identifier == "the same" else above.intermediate("Site Issuing CA")
+    async with running(tmp_path, admin="admin") as service, plain(service) as anyone:
+        request = await issued(anyone, "alice")
+        number = {
+            "the administrator's": admin_keychain(tmp_path).serial,
+            "the root's": ROOT.certificate.serial_number,
+            "that of the one above": above.certificate.serial_number,
+        }[serial]
+        async with secure(service, named_admin(other, number)) as stranger:
+            trying = asyncio.ensure_future(stranger.put(request.status_pv, {"state": "APPROVED"}, timeout=60))
+            await until(lambda: trying.done() or "not issued by this certificate service" in caplog.text)
+            assert not trying.done()
+            trying.cancel()
+        assert (await anyone.get(request.status_pv))["state"] == "PENDING_APPROVAL"
+        async with secure(service, admin_keychain(tmp_path)) as admin:
+            await admin.put(request.status_pv, {"state": "APPROVED"})
 
 
 async def test_servers_and_clients_verify_each_other_and_follow_their_statuses(authority, depth, tmp_path):
