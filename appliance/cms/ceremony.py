@@ -49,6 +49,7 @@ from appliance.cms.authorities import (
     Authority,
     KnownAuthority,
     bundle,
+    check_belongs,
     introduce,
     known_authorities,
     left_of,
@@ -169,23 +170,39 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
     else:
         key = _request_key(settings)
         signer = KeySigner(key)
-    with contextlib.closing(signer):
+    with contextlib.ExitStack() as opened:
+        opened.callback(signer.close)
         authority = _assembled(signer, found)
         self_test(authority, now)
-        former = _present(settings, now) or _named(settings, now)
+        former = _present(settings, now)
+        # The command did this before and was interrupted, or somebody has put the file where the settings of after the switch name it.
+        is_there = (
+            former is not None
+            and bool(settings.former_authorities)
+            and former.issuer.certificate == authority.issuer.certificate
+        )
+        if former is None or is_there:
+            if former is not None:
+                former.issuer.signer.close()
+            former = _named(settings, now)
+        if former is not None:
+            opened.callback(former.issuer.signer.close)
         if former is not None:
             _check_database(settings)
         with _database(settings, former) as store:
             if former is not None and store is not None:
+                store.run(partial(check_belongs, authority=former))
                 known = store.run(lambda transaction: known_authorities(transaction.connection))
                 authority = _with_known(authority, former, known.values(), now)
                 _check_introduced(authority, former, now)
                 _check_nobody_is_cut_off(store, authority, former, known.values(), now)
             path = settings.authority_file
-            if os.path.lexists(path):
+            if os.path.lexists(path) and not is_there:
                 path = _beside(path, authority.issuer_id)
             issuer = authority.issuer
-            if settings.ca_key:
+            if is_there:
+                say(f"Certificates are there  : {path}")
+            elif settings.ca_key:
                 make_directory(path)
                 write_public(path, pem_chain(issuer.certificate, *issuer.chain, *issuer.crossed).encode())
                 say(f"Certificates written    : {path}")
