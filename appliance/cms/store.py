@@ -27,7 +27,7 @@ from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
 from appliance.cms.grouped import LastCommit
-from appliance.cms.inuse import InUse
+from appliance.cms.inuse import InUse, keep_private
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.statements import rows_of
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
@@ -175,7 +175,7 @@ class Store:
                 self._connection = self.database.connect("writer")
             self._migrate(self._connection)
             if is_sqlite(self.where):
-                os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
+                keep_private(self.where)
                 self._in_use.remember(self.where, self.where + ".lock")
         except sa.exc.SQLAlchemyError as error:
             self.close()
