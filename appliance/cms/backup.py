@@ -7,15 +7,17 @@ useless. What was revoked since then stays revoked: see `appliance.cms.journal`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from appliance.cms.dialect import is_sqlite
+from appliance.cms.dialect import is_sqlite, refuse_log_of_another
 from appliance.errors import ConfigurationError
 
 __all__ = ["Backups", "backup", "find_damage", "new_file"]
@@ -38,6 +40,7 @@ def backup(where: str, target: str) -> str:
         target += ".db"
     if not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("there is no database to back up", file=where)
+    refuse_log_of_another(where)
     with new_file(target, "the database cannot be copied") as partial:
         source = sqlite3.connect(f"file:{_quoted(where)}?mode=ro", uri=True)
         try:
@@ -70,11 +73,14 @@ def new_file(target: str, failed: str) -> Iterator[str]:
     Raises:
         ConfigurationError: The file exists already, or cannot be written.
     """
-    partial = f"{target}.{os.getpid():x}.partial"
+    partial = f"{target}.{secrets.token_hex(4)}.partial"
+    held = -1
     try:
-        if os.path.lexists(target):
-            raise ConfigurationError("the file exists already; name another", file=target)
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        _refuse_what_is_there(target)
+        _remove_interrupted(target)
+        held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Whoever makes the same file later sees by this lock that this one is not a leftover.
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield partial
         _sync(partial)
         os.link(partial, target)
@@ -82,8 +88,44 @@ def new_file(target: str, failed: str) -> Iterator[str]:
     except (OSError, sqlite3.Error) as error:
         raise ConfigurationError(f"{failed}: {error}", file=target) from error
     finally:
+        if held >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)  # noqa: PTH108
+            os.close(held)
+
+
+def _refuse_what_is_there(target: str) -> None:
+    if os.path.lexists(target):
+        raise ConfigurationError("the file exists already; name another", file=target)
+    # SQLite would write what is in them into the new file, and so destroy it.
+    for left in (f"{target}-wal", f"{target}-journal"):
+        if os.path.lexists(left):
+            raise ConfigurationError(
+                f"{left} was left by another database, which was here before: move it away, or name another file",
+                file=target,
+            )
+
+
+def _remove_interrupted(target: str) -> None:
+    """Remove what was not finished because its process was killed: nobody else has it."""
+    directory, name = os.path.split(os.path.abspath(target))  # noqa: PTH100
+    wanted = re.compile(rf"({re.escape(name)}\.[0-9a-f]+\.partial)(-journal)?")
+    for found in filter(None, map(wanted.fullmatch, os.listdir(directory))):  # noqa: PTH208
         with contextlib.suppress(OSError):
-            os.unlink(partial)  # noqa: PTH108
+            _remove_unheld(os.path.join(directory, found[1]), os.path.join(directory, found[0]))  # noqa: PTH118
+
+
+def _remove_unheld(partial: str, path: str) -> None:
+    try:
+        fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        os.unlink(path)  # noqa: PTH108 - the journal of one that is gone
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)  # noqa: PTH108
+    finally:
+        os.close(fd)
 
 
 def find_damage(where: str) -> str:

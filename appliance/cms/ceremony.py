@@ -49,6 +49,7 @@ from appliance.cms.authorities import (
     Authority,
     KnownAuthority,
     bundle,
+    check_belongs,
     introduce,
     known_authorities,
     left_of,
@@ -162,30 +163,46 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
         ConfigurationError: A setting or a file cannot be used.
         SecurityError: The authority cannot be used; the text says why.
     """
-    found = _certificates(files)
+    found = _certificates(files, alone=True)
     signer: Signer
     if settings.ca_key:
         signer = open_signer(settings.ca_key, settings.ca_key_pin)
     else:
         key = _request_key(settings)
         signer = KeySigner(key)
-    with contextlib.closing(signer):
+    with contextlib.ExitStack() as opened:
+        opened.callback(signer.close)
         authority = _assembled(signer, found)
         self_test(authority, now)
-        former = _present(settings, now) or _named(settings, now)
+        former = _present(settings, now)
+        # The command did this before and was interrupted, or somebody has put the file where the settings of after the switch name it.
+        is_there = (
+            former is not None
+            and bool(settings.former_authorities)
+            and former.issuer.certificate == authority.issuer.certificate
+        )
+        if former is None or is_there:
+            if former is not None:
+                former.issuer.signer.close()
+            former = _named(settings, now)
+        if former is not None:
+            opened.callback(former.issuer.signer.close)
         if former is not None:
             _check_database(settings)
         with _database(settings, former) as store:
             if former is not None and store is not None:
+                store.run(partial(check_belongs, authority=former))
                 known = store.run(lambda transaction: known_authorities(transaction.connection))
                 authority = _with_known(authority, former, known.values(), now)
                 _check_introduced(authority, former, now)
                 _check_nobody_is_cut_off(store, authority, former, known.values(), now)
             path = settings.authority_file
-            if os.path.lexists(path):
+            if os.path.lexists(path) and not is_there:
                 path = _beside(path, authority.issuer_id)
             issuer = authority.issuer
-            if settings.ca_key:
+            if is_there:
+                say(f"Certificates are there  : {path}")
+            elif settings.ca_key:
                 make_directory(path)
                 write_public(path, pem_chain(issuer.certificate, *issuer.chain, *issuer.crossed).encode())
                 say(f"Certificates written    : {path}")
@@ -196,13 +213,21 @@ def install_chain(settings: CMSSettings, files: Sequence[str], now: datetime) ->
                 os.unlink(settings.cert_auth_tls_keychain + _REQUEST)  # noqa: PTH108 - text in
 
 
-def _certificates(files: Sequence[str]) -> list[x509.Certificate]:
+def _certificates(files: Sequence[str], *, alone: bool = False) -> list[x509.Certificate]:
+    """Read certificates of authorities; ``alone``: nothing secret may be beside them."""
     found: dict[x509.Certificate, None] = {}
     for path in files:
+        data = read_regular(path, _LIMIT)
         try:
-            read = load_pem_text(read_regular(path, _LIMIT))
+            read = load_pem_text(data)
         except SecurityError as error:
             raise ConfigurationError(str(error), file=path) from error
+        if alone and b"PRIVATE KEY-----" in data:
+            raise ConfigurationError(
+                "there is a private key in it, which nobody needs here: if it is the root's, this host must not have it; take it out, and "
+                "give the certificates alone",
+                file=path,
+            )
         if not read:
             raise ConfigurationError("it holds no certificate in PEM form", file=path)
         found.update(dict.fromkeys(read))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,8 @@ _OF_NODES: Final = "journal:"
 """Begins keys of `meta` that belong to the files of one service."""
 _TOKENS: Final = ".tokens"
 _AT_ONCE: Final = 5000
+_WHERE: Final = "pvacms.where"
+"""What a connection is to, in its ``info``."""
 _LOCK: Final = 37427
 """The lock that each service holds on a database server."""
 
@@ -82,7 +85,7 @@ def copy_database(
         unused(source, login),
         _current(source, login) as current,
         _snapshot(current, login) as reading,
-        _target(target, login) as writing,
+        _target(target, login, reading) as writing,
     ):
         copied = _copy(reading, writing, progress)
         found = verify_on(writing, head=copied.head)
@@ -256,6 +259,7 @@ def _snapshot(where: str, login: Login | None) -> Iterator[sa.Connection]:
             )
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        connection.info[_WHERE] = where
         yield connection
 
 
@@ -279,8 +283,16 @@ def _failures(where: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _target(where: str, login: Login | None = None) -> Iterator[sa.Connection]:
-    """Yield a connection to an empty database of the newest schema; it is committed if nothing is raised."""
+def _target(
+    where: str, login: Login | None = None, source: sa.Connection | None = None
+) -> Iterator[sa.Connection]:
+    """Yield a connection to an empty database of the newest schema; it is committed if nothing is raised.
+
+    Args:
+        where: The database.
+        login: What a server needs beside the URL.
+        source: What is going to be copied.
+    """
     if is_sqlite(where):
         with (
             new_file(where, "the database cannot be written") as partial,
@@ -298,6 +310,7 @@ def _target(where: str, login: Login | None = None) -> Iterator[sa.Connection]:
                 driver.execute(f"PRAGMA {pragma}")
             with connection.begin():
                 schema.migrate(connection, where=where)
+                connection.info[_WHERE] = where
                 yield connection
         return
     with (
@@ -311,8 +324,22 @@ def _target(where: str, login: Login | None = None) -> Iterator[sa.Connection]:
         schema.migrate(connection, where=shown(where))
         for table in (schema.certs, schema.audit):
             if connection.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).scalar():
+                if source is not None and _is_copied(source, connection):
+                    raise ConfigurationError(
+                        f"the database {shown(where)} is a whole copy of this one already, and nothing was changed: use it"
+                    )
                 raise ConfigurationError(f"the database {shown(where)} is not empty: name an empty one")
+        connection.info[_WHERE] = where
         yield connection
+
+
+def _is_copied(source: sa.Connection, target: sa.Connection) -> bool:
+    """Whether an earlier copy was made, of which nobody was told, because the connection was lost at its end."""
+    last = sa.select(schema.audit).order_by(schema.audit.c.seq.desc()).limit(1)
+    its, made = source.execute(last).first(), target.execute(last).first()
+    if its is None or made is None or made.action != "copy":
+        return False
+    return bool(json.loads(made.record).get("head") == its.hash)
 
 
 # ---------------------------------------------------------------------- rows
@@ -403,9 +430,13 @@ def _copy_table(
 
 
 def _batches(connection: sa.Connection, table: sa.Table) -> Iterator[list[tuple[Any, ...]]]:
-    with contextlib.closing(
-        connection.execute(_wanted(table), execution_options={"yield_per": _AT_ONCE})
-    ) as rows:
+    with (
+        # Of the two databases, the one that this is about.
+        _failures(connection.info[_WHERE]),
+        contextlib.closing(
+            connection.execute(_wanted(table), execution_options={"yield_per": _AT_ONCE})
+        ) as rows,
+    ):
         while some := [tuple(row) for row in islice(rows, _AT_ONCE)]:
             yield some
 

@@ -8,7 +8,9 @@ import contextlib
 import gc
 import importlib
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -115,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_commands(options)
         if not options.print_schema:
             require("cms")
-        done = _one_shot(options)
+        with _interruptible():
+            done = _one_shot(options)
         if done is not None:
             return done
         with _without_collector():
@@ -130,11 +133,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ApplianceError as error:
         sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
+    except KeyboardInterrupt:
+        sys.stderr.write("Error: interrupted before it was done\n")
+        return EXIT_FAILURE
 
     async def serve(daemon: Daemon) -> None:
         await _serve(daemon, effective, options)
 
     return run(serve, name=_NAME)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a command as SIGINT does, so that what it has begun is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _resolve(options: argparse.Namespace) -> CMSConfig:

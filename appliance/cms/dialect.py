@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from appliance.config.secret import Secret
-from appliance.errors import ConfigurationError
+from appliance.errors import ConfigurationError, DatabaseLost
 
 __all__ = [
     "Login",
@@ -24,6 +24,7 @@ __all__ = [
     "kind_of",
     "login_of",
     "reason",
+    "refuse_log_of_another",
     "remember_login",
     "shown",
 ]
@@ -66,6 +67,13 @@ _ADVICE: Final = (
     ("no pg_hba.conf entry", "permit this host and role in the server's pg_hba.conf"),
     ("does not exist", "create it, as the how-to says"),
 )
+_ADVICE_OF_USE: Final = (
+    ("permission denied for schema", "make the role the owner of the database, as the how-to says"),
+    ("disk image is malformed", "the file is damaged: restore a backup"),
+)
+"""The same for what comes later than the connection."""
+_WAL: Final = b"\x02\x02"
+"""How a file of SQLite says, at octet 18, that a write-ahead log may belong to it (its file format, 1.3.3)."""
 
 
 class Login(NamedTuple):
@@ -182,6 +190,7 @@ def engine_for(
         return _server_engine(
             where, read_only=read_only, role=role, login=login_of(where) if login is None else login
         )
+    refuse_log_of_another(where)
     mode = "?mode=ro" if read_only else ""
     # As a URI, because the path may have any characters.
     from urllib.parse import quote
@@ -214,6 +223,28 @@ def engine_for(
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def refuse_log_of_another(where: str) -> None:
+    """Refuse a file beside which another database's write-ahead log was left: SQLite would write that into it, and so destroy it.
+
+    A backup that is put in the place of a database says that it has no such log. An empty file gets none: SQLite removes it.
+
+    Raises:
+        ConfigurationError: There is such a log.
+    """
+    log = where + "-wal"
+    try:
+        with open(where, "rb") as file:  # noqa: PTH123 - text in
+            begin = file.read(20)
+        size = os.stat(log).st_size  # noqa: PTH116
+    except OSError:
+        return
+    if size and len(begin) == 20 and begin[18:] != _WAL:
+        raise ConfigurationError(
+            f"{log} was left by another database, which was here before, and would destroy this one: move it away, and {where}-shm",
+            file=where,
+        )
 
 
 def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> sa.Engine:
@@ -253,6 +284,8 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
     if login.password:
         arguments["password"] = login.password.reveal()
+    # Not that of the server or of this process' environment, in which some names could not be written.
+    arguments["client_encoding"] = "utf8"
     engine = sa.create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
 
     own = str(url.query.get("options", ""))
@@ -264,6 +297,12 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
         connection.set_autocommit(True)
         connection.execute(words)
         connection.set_autocommit(False)
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding not in (None, "UTF8"):
+            raise DatabaseLost(
+                f"the database {shown(where)} cannot be used: its encoding is {encoding}, in which some names cannot be written; make "
+                "one with TEMPLATE template0 ENCODING 'UTF8', as the how-to says"
+            )
 
     return engine
 
@@ -316,7 +355,8 @@ def reason(error: BaseException) -> str:
     original = getattr(error, "orig", None)
     lines: Sequence[str] = str(original or error).splitlines() or [type(error).__name__]
     if kind_of(error) != "lost":
-        return lines[0]
+        found = [what for sign, what in _ADVICE_OF_USE if sign in lines[0]]
+        return "; ".join((lines[0], *found[:1]))
     text = re.sub(r"\s+", " ", " ".join(lines)).strip()
     text = re.sub(r"^connection failed: |\(Background on this error.*", "", text)[:400]
     advice = [what for sign, what in _ADVICE if sign in text]

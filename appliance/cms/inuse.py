@@ -8,7 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 
-__all__ = ["InUse", "is_at"]
+from appliance.errors import ConfigurationError
+
+__all__ = ["InUse", "is_at", "keep_private"]
+
+
+def keep_private(path: str) -> None:
+    """Let only its owner read a file.
+
+    Raises:
+        ConfigurationError: It belongs to somebody else, or is on a disk that cannot be written.
+    """
+    try:
+        os.chmod(path, 0o600)  # noqa: PTH101 - text in
+    except OSError as error:
+        raise ConfigurationError(
+            f"the file's mode cannot be set: {error.strerror}; it must belong to the service's account, on a disk that can be written",
+            file=path,
+        ) from error
 
 
 def is_at(fd: int, path: str) -> bool:

@@ -58,6 +58,9 @@ _PIN_FAULTS: Final = {
 }
 
 
+_UNSUPPORTED: Final = "the key is of the kind {}, which is not supported; make one of RSA, of EC on P-256 or P-384, or of Ed25519"
+
+
 class _PINError(SigningError):
     """The token does not take the PIN."""
 
@@ -342,6 +345,9 @@ class TokenSigner:
             + ("" if pin else "; without a PIN (ca_key_pin) most tokens show none"),
             f"{self.uri}: the token has several such private keys; add id=%01 (octets in hexadecimal)",
         )
+        kind = self._key.key_type
+        if kind not in (pkcs11.KeyType.RSA, pkcs11.KeyType.EC, pkcs11.KeyType.EC_EDWARDS):
+            raise SigningError(f"{self.uri}: {_UNSUPPORTED.format(getattr(kind, 'name', kind))}")
         if self._public is None:
             self._public = _public_key(
                 _one(
@@ -452,7 +458,10 @@ def _public_key(found: Any) -> CertificatePublicKeyTypes:
 
     if found.key_type == KeyType.EC_EDWARDS:
         # An OCTET STRING, or, from some tokens, its content.
-        return ed25519.Ed25519PublicKey.from_public_bytes(bytes(found[Attribute.EC_POINT])[-32:])
+        point = bytes(found[Attribute.EC_POINT])
+        if len(point) not in (32, 34):
+            raise SigningError(_UNSUPPORTED.format("Ed448"))
+        return ed25519.Ed25519PublicKey.from_public_bytes(point[-32:])
     if found.key_type == KeyType.RSA:
         der = moduli.encode_rsa_public_key(found)
     else:

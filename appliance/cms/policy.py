@@ -24,6 +24,8 @@ from appliance.server import NO_RIGHTS, AccessPolicy, Rights
 from appliance.transport.gate import PeerGate, Verdict
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from appliance.tls.engine import TLSEngine
 
 __all__ = ["CertificateGate", "Names", "Policy", "read_acf"]
@@ -216,12 +218,21 @@ class CertificateGate(PeerGate):
     def __init__(
         self,
         lifecycle: Lifecycle,
-        issuers: Callable[[], Container[str]],
-        exempt: Callable[[int], bool],
+        is_issuer: Callable[[x509.Certificate], bool],
+        exempt: Container[x509.Certificate],
         status_required: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Make the gate.
+
+        Args:
+            lifecycle: Knows the certificates.
+            is_issuer: Whether a certificate is that of an authority whose certificates count here. What a certificate says of its issuer
+                (a name, the first digits of an identifier) does not tell: another authority below the same root may say the same.
+            exempt: Certificates that are in no database: those of authorities themselves.
+            status_required: Whether a peer's certificate must name its status PV.
+        """
         self._lifecycle = lifecycle
-        self._issuers = issuers
+        self._is_issuer = is_issuer
         self._exempt = exempt
         self._status_required = status_required
         self.is_fresh: Callable[[], bool] = lambda: True
@@ -244,13 +255,14 @@ class CertificateGate(PeerGate):
     ) -> Callable[[], None]:
         """See PeerGate."""
         serial = credentials.serial
-        if credentials.method != "x509" or self._exempt(serial):
+        chain = engine.peer_chain
+        if credentials.method != "x509" or (chain and chain[0] in self._exempt):
             verdict(_GOOD)
             return _nothing
-        if credentials.issuer_id not in self._issuers():
+        if len(chain) < 2 or not self._is_issuer(chain[1]):
             verdict(Verdict(StatusClass.BAD, "your certificate was not issued by this certificate service"))
             return _nothing
-        if self._status_required() and not names_status(engine.peer_chain):
+        if self._status_required() and not names_status(chain):
             verdict(Verdict(StatusClass.BAD, f"your certificate {NO_STATUS}"))
             return _nothing
         self._next += 1

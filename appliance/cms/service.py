@@ -144,7 +144,7 @@ class CertificateService:
             c for each in (authority, *held.former) for c in (each.issuer.certificate, *each.issuer.chain)
         ]
         self._authority_names = frozenset(map(authority_name, certificates))
-        self._authorities = frozenset(map(serial_number, certificates))
+        self._authorities = frozenset(certificates)
         self.publisher, *former = (self._publisher(each) for each in (authority, *held.former))
         self.publishers = (self.publisher, *former)
         """The present authority's, and those of former ones."""
@@ -364,8 +364,8 @@ class CertificateService:
         await self.succession.read()
         gate = CertificateGate(
             self.lifecycle,
-            lambda: self.store.authorities,
-            self._authorities.__contains__,
+            self.succession.is_issuer,
+            self._authorities,
             self._status_is_required,
         )
         gate.is_fresh, gate.gives_up = self.feed.is_fresh, self.availability.gives_up

@@ -27,7 +27,7 @@ from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
 from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
 from appliance.cms.grouped import LastCommit
-from appliance.cms.inuse import InUse
+from appliance.cms.inuse import InUse, keep_private
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.statements import rows_of
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
@@ -166,7 +166,7 @@ class Store:
                 self._connection = self.database.connect("writer")
             self._migrate(self._connection)
             if is_sqlite(self.where):
-                os.chmod(self.where, 0o600)  # noqa: PTH101 - text in
+                keep_private(self.where)
                 self._in_use.remember(self.where, self.where + ".lock")
         except sa.exc.SQLAlchemyError as error:
             self.close()
@@ -527,7 +527,10 @@ class Store:
         if len(group) > 1:
             return [self._on_server([item], trial=trial, until=until)[0] for item in group]
         self._trouble.tell(reason(error), defect=None if isinstance(error, sa.exc.SQLAlchemyError) else error)
-        failure = StoreError(f"the certificate database cannot be written: {reason(error)}; nothing was done")
+        # It goes to whoever asked over the network, who learns nothing of the server.
+        failure = StoreError(
+            "the certificate database cannot be written (the service's log says why); nothing was done"
+        )
         failure.__cause__ = error
         return [(None, failure)]
 

@@ -14,8 +14,10 @@ from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
-from cryptography.x509 import Certificate
+from cryptography import x509
 
+from appliance.certs.crossed import is_same_authority
+from appliance.certs.x509 import issuer_id
 from appliance.cms.authorities import (
     Authority,
     Held,
@@ -72,6 +74,7 @@ class Succession:
         self._authority = authority
         self._clock = clock
         self._held = {each.issuer_id: each.root for each in held.former}
+        self._issuers = {each.issuer_id: each.issuer.certificate for each in (authority, *held.former)}
         self._left: Mapping[str, int] = held.left
         self._known: Mapping[str, KnownAuthority] = {}
         self.bundle = held.bundle
@@ -131,10 +134,20 @@ class Succession:
             await self.count()
         self.on_change()
 
-    def _bundle(self) -> tuple[Certificate, ...]:
+    def _bundle(self) -> tuple[x509.Certificate, ...]:
         return bundle(
             self._authority.root, self._known.values(), self._clock(), held=list(self._held.values())
         )
+
+    def is_issuer(self, certificate: x509.Certificate) -> bool:
+        """Whether a certificate is that of an authority whose certificates count here: it has its name and its key."""
+        ident = issuer_id(certificate)
+        if ident not in self._store.authorities:
+            return False
+        known, mine = self._known.get(ident), self._issuers.get(ident)
+        if mine is None and known is not None and known.chain:
+            mine = known.chain[0]
+        return mine is not None and is_same_authority(certificate, mine)
 
     def refuses(self) -> str:
         """Return why this node issues nothing: another authority has taken over from its own."""

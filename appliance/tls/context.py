@@ -19,6 +19,7 @@ from appliance.certs.x509 import check_extended_key_usage, load_der, subject_tex
 from appliance.errors import ApplianceError, CertificateError, CertificateStatusError, KeychainError
 
 __all__ = [
+    "VERIFY_DEPTH",
     "HandshakeNotes",
     "StapleCheck",
     "TLSContext",
@@ -29,7 +30,8 @@ __all__ = [
 
 ALPN = (b"pva/1",)
 _CIPHER_SUITES = b"TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_128_GCM_SHA256"
-_VERIFY_DEPTH = 5
+VERIFY_DEPTH = 5
+"""So many authorities may be between a peer's certificate and the root."""
 _RELEASE_BUFFERS = 0x00000010
 """SSL_MODE_RELEASE_BUFFERS: an idle connection then holds 40 KiB instead of 58, for 3 % of the time per record."""
 _PARTIAL_WRITE = 0x00000001
@@ -169,7 +171,7 @@ def _context(method: int, keychain: Keychain, keylog: Callable[[bytes], None] | 
     # No resumption: the status of a certificate must be checked on every connection (3.7, 3.8).
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET)
-    context.set_verify_depth(_VERIFY_DEPTH)
+    context.set_verify_depth(VERIFY_DEPTH)
     store = context.get_cert_store()
     if store is None or not keychain.anchors:
         msg = "the keychain holds no trust anchor; write it again with the whole chain"

@@ -1,8 +1,13 @@
 """``pvacms --copy-db``: a site goes from a file to a server and back, whole or not at all."""
 
 import contextlib
+import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -10,6 +15,7 @@ import sqlalchemy as sa
 from appliance.certs.profiles import generate_key
 from appliance.cms import copying, daemon, schema
 from appliance.cms.audit import prune_audit, verify_audit
+from appliance.cms.backup import new_file
 from appliance.cms.commands import _restored as do_restored
 from appliance.cms.copying import back_up, copy_database
 from appliance.cms.dialect import engine_for
@@ -287,6 +293,117 @@ def test_copying_a_file_to_a_file_is_possible_too(tmp_path, file, days):
     copied = copy_database(file, target, utc(NOW + days * DAY_S))
     assert copied.certificates == 3051
     assert content(target)["certs"] == content(file)["certs"]
+
+
+# ---------------------------------------------------------------------- a copy that is interrupted
+
+INTERRUPTED = """
+import os, sys
+from appliance.cms import copying, daemon, schema
+real = copying._copy_table
+def copy_table(source, target, table, told):
+    if table is schema.authorities:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return real(source, target, table, told)
+copying._copy_table = copy_table
+sys.exit(daemon.main(["--copy-db", *sys.argv[2:]]))
+"""
+
+
+def interrupted(number, source, target):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(int(number)), source, target],
+        capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_a_copy_that_is_interrupted_is_none_and_the_next_one_succeeds(tmp_path, file, empty, kind, number):
+    target = str(tmp_path / "to.db") if kind == "file" else empty
+    before = content(file)
+    status, said = interrupted(number, file, target)
+    if number is signal.SIGKILL:
+        assert (status, said) == (-9, "")
+    else:
+        assert (status, said) == (1, "Error: interrupted before it was done\n")
+        assert not list(tmp_path.glob("*.partial*"))
+    assert unchanged(target) if kind == "server" else not (tmp_path / "to.db").exists()
+    assert copy_database(file, target, datetime.now(UTC)).certificates == 3051
+    assert content(target)["certs"] == before["certs"] == content(file)["certs"]
+    assert not list(tmp_path.glob("*.partial*")), "it has everybody's name, and nobody would look for it"
+
+
+def test_what_another_process_is_writing_is_not_removed(tmp_path, file):
+    target = str(tmp_path / "to.db")
+    with new_file(target, "it failed") as partial:
+        copy_database(file, target, datetime.now(UTC))
+        assert Path(partial).exists()
+        Path(target).unlink()
+
+
+def test_a_source_that_is_lost_is_named_and_not_the_target(tmp_path, monkeypatch, file, empty, postgres):
+    copy_database(file, empty, datetime.now(UTC))
+    real = copying._copy_table
+
+    def cut(source, target, table, told):
+        if table is schema.audit:
+            postgres.sql(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{sa.make_url(empty).database}'"
+            )
+        return real(source, target, table, told)
+
+    monkeypatch.setattr(copying, "_copy_table", cut)
+    with pytest.raises(ConfigurationError, match=r"the database postgresql.* cannot be used: terminating"):
+        copy_database(empty, str(tmp_path / "to.db"), datetime.now(UTC))
+    assert not list(tmp_path.glob("to.db*"))
+
+
+def test_a_copy_whose_end_nobody_was_told_is_recognised(file, empty):
+    """The connection was lost after the server had committed."""
+    copy_database(file, empty, datetime.now(UTC))
+    before = content(empty)
+    with pytest.raises(ConfigurationError, match=r"is a whole copy of this one already, .*: use it"):
+        copy_database(file, empty, datetime.now(UTC))
+    assert content(empty) == before
+    with database(file) as store:
+        store.run(lambda transaction: transaction.audit(NOW, "later", None, {}))
+    with pytest.raises(ConfigurationError, match="is not empty: name an empty one"):
+        copy_database(file, empty, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("left", ["-wal", "-journal"])
+def test_what_a_former_database_has_left_does_not_get_into_a_copy(tmp_path, capsys, file, left):
+    (tmp_path / f"to.db{left}").write_text("of the former one")
+    status, shown = pvacms(capsys, "--copy-db", file, tmp_path / "to.db")
+    assert (status, shown.out) == (1, "")
+    assert f"to.db{left} was left by another database, which was here before: move it away" in shown.err
+    assert not (tmp_path / "to.db").exists()
+
+
+def test_a_backup_beside_the_log_of_what_it_replaces_is_refused_and_not_destroyed(tmp_path, file):
+    """SQLite would write the log into it: who removes only the database of a service that was killed leaves one."""
+    backed_up = Path(back_up(file, str(tmp_path / "backup")))
+    with contextlib.closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA journal_mode=WAL")
+        raw.execute("UPDATE certs SET cn = 'other'")
+        raw.commit()
+        log = Path(file + "-wal").read_bytes()
+    assert log
+    where = Path(shutil.copy(backed_up, tmp_path / "certs.db"))
+    Path(f"{where}-wal").write_bytes(log)
+    for use in (
+        lambda: Store(str(where), ISSUER).open(),
+        lambda: verify_audit(str(where)),
+        lambda: copy_database(str(where), str(tmp_path / "to.db"), datetime.now(UTC)),
+        lambda: back_up(str(where), str(tmp_path / "again")),
+    ):
+        with pytest.raises(ConfigurationError, match=r"certs\.db-wal was left by another database"):
+            use()
+    assert where.read_bytes() == backed_up.read_bytes()
+    Path(f"{where}-wal").unlink()
+    assert verify_audit(str(where)).intact
 
 
 # ---------------------------------------------------------------------- backups that are used again

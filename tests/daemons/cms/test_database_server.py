@@ -15,6 +15,7 @@ import pytest
 
 from appliance.certs.status import CertState
 from appliance.cms.audit import verify_audit
+from appliance.cms.dialect import engine_for
 from appliance.cms.jobs import NOT_KNOWN
 from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
@@ -185,6 +186,25 @@ async def test_what_became_of_a_revocation_while_the_database_was_lost_is_logged
     assert logged in caplog.text
 
 
+async def test_what_a_server_refuses_while_the_service_runs_is_for_its_log_alone(tmp_path, postgres, caplog):
+    name = postgres.new()
+    db = postgres.url(name, user="pvacms")
+    async with running(tmp_path, db=db, require_client_approval=False) as service, plain(service) as anyone:
+        postgres.sql("ALTER TABLE certs OWNER TO postgres; REVOKE ALL ON certs FROM pvacms", name)
+        with pytest.raises(
+            RemoteError, match=r"cannot be written .*log says why\); nothing was done"
+        ) as told:
+            await anyone.rpc("CERT:CREATE", ccr("alice"))
+        assert "permission" not in str(told.value)
+        assert "cannot be written: permission denied for table certs" in caplog.text
+        await service.health.check()
+        assert (await anyone.get("CERT:HEALTH"))["value.index"] == 0
+        postgres.sql("ALTER TABLE certs OWNER TO pvacms", name)
+        assert (await anyone.rpc("CERT:CREATE", ccr("alice")))["state"] == "VALID"
+    assert verify_audit(db).intact
+    postgres.drop(name)
+
+
 def refused(node: Node, *arguments: str) -> str:
     with node.process(*arguments) as process:
         status, out, err = process.wait()
@@ -228,6 +248,31 @@ def test_a_database_of_a_later_schema_is_refused(tmp_path, postgres):
     said = refused(Node(tmp_path, "a", URL.format(port=postgres.port, name=name)))
     assert "has the schema version '0007', which needs a later pvacms" in said
     postgres.drop(name)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_have_all_names_is_refused(tmp_path, postgres, encoding):
+    name = f"e_{encoding.lower()}"
+    postgres.sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C' OWNER pvacms")
+    said = refused(Node(tmp_path, "a", URL.format(port=postgres.port, name=name)))
+    assert f"its encoding is {encoding}, in which some names cannot be written; make one with" in said
+    assert postgres.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name) == [(0,)]
+    postgres.drop(name)
+
+
+def test_the_encoding_of_the_environment_changes_nothing(postgres, monkeypatch):
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    name = postgres.empty()
+    with engine_for(postgres.url(name)).connect() as connection:
+        assert connection.exec_driver_sql("SELECT 'ž'").scalar() == "ž"
+    postgres.drop(name)
+
+
+def test_a_role_that_may_make_no_tables_is_told_what_it_needs(tmp_path, postgres):
+    postgres.sql("CREATE DATABASE of_another")
+    said = refused(Node(tmp_path, "a", URL.format(port=postgres.port, name="of_another")))
+    assert "permission denied for schema public; make the role the owner of the database" in said
+    postgres.drop("of_another")
 
 
 def test_a_read_only_database_is_refused(tmp_path, postgres):

@@ -1,10 +1,12 @@
 """A certificate service whose authority is an intermediate one: the root's key is elsewhere."""
 
+import asyncio
 import subprocess
 from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -17,7 +19,7 @@ from cryptography.x509 import ocsp
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.keychain import dump_keychain, load_keychain, make_keychain
 from appliance.certs.ocsp import verify_response
-from appliance.certs.profiles import build_ca, generate_key
+from appliance.certs.profiles import build_ca, build_certificate, generate_key, subject_name
 from appliance.cms.service import CertificateService
 from appliance.config.secret import FilePath, Secret
 from appliance.errors import CertificateError, ConfigurationError
@@ -134,6 +136,69 @@ async def test_its_administrator_is_known_by_the_whole_chain(authority, depth, t
         # The same name from an authority that is not the one in the rule, though the root is the same.
         assert not service.policy.administers(peer._replace(authority="Site Root"))
         assert not service.policy.administers(peer._replace(authority="Other CA\nSite Root"))
+
+
+def posing_as(authority, above):
+    """Another site's authority below the same root, or below one of it: the same name, and an identifier that it has chosen."""
+    made = above.intermediate("Site Issuing CA")
+    identifier = x509.SubjectKeyIdentifier.from_public_key(authority.key.public_key())
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(authority.certificate.subject)
+        .issuer_name(above.certificate.subject)
+        .public_key(made.key.public_key())
+        .serial_number(78)
+        .not_valid_before(pki.NOW - pki.DAY)
+        .not_valid_after(pki.NOW + 300 * pki.DAY)
+        .add_extension(identifier, critical=False)
+    )
+    for extension in made.certificate.extensions:
+        if not isinstance(extension.value, x509.SubjectKeyIdentifier):
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+    made.certificate = builder.sign(above.key, SHA256())
+    return made
+
+
+def named_admin(authority, serial):
+    """A certificate with the name of an administrator of this site."""
+    key = generate_key("ec-p256")
+    certificate = build_certificate(
+        authority.issuer,
+        subject=subject_name("admin", country="US"),
+        public_key=key.public_key(),
+        usage="client",
+        not_before=pki.NOW - pki.DAY,
+        not_after=pki.NOW + pki.DAY,
+        serial=serial,
+        status_pv=f"CERT:STATUS:{authority.issuer_id}:{serial:020d}",
+    )
+    return make_keychain(key, [certificate, authority.certificate, *authority.chain])
+
+
+@pytest.mark.parametrize("serial", ["the administrator's", "the root's", "that of the one above"])
+@pytest.mark.parametrize("identifier", ["its own", "the same"])
+async def test_an_authority_of_the_same_name_below_the_same_root_administers_nothing(
+    authority, depth, identifier, serial, tmp_path, caplog
+):
+    """A name, the first digits of an identifier and a serial number are what anybody may choose; the key is not."""
+    caplog.set_level("INFO")
+    above = POLICY if depth == "three" else ROOT
+    other = posing_as(authority, above) if identifier == "the same" else above.intermediate("Site Issuing CA")
+    async with running(tmp_path, admin="admin") as service, plain(service) as anyone:
+        request = await issued(anyone, "alice")
+        number = {
+            "the administrator's": admin_keychain(tmp_path).serial,
+            "the root's": ROOT.certificate.serial_number,
+            "that of the one above": above.certificate.serial_number,
+        }[serial]
+        async with secure(service, named_admin(other, number)) as stranger:
+            trying = asyncio.ensure_future(stranger.put(request.status_pv, {"state": "APPROVED"}, timeout=60))
+            await until(lambda: trying.done() or "not issued by this certificate service" in caplog.text)
+            assert not trying.done()
+            trying.cancel()
+        assert (await anyone.get(request.status_pv))["state"] == "PENDING_APPROVAL"
+        async with secure(service, admin_keychain(tmp_path)) as admin:
+            await admin.put(request.status_pv, {"state": "APPROVED"})
 
 
 async def test_servers_and_clients_verify_each_other_and_follow_their_statuses(authority, depth, tmp_path):
@@ -260,6 +325,18 @@ def test_what_cannot_be_installed_is_refused_with_one_sentence_and_changes_nothi
     assert {path: path.read_bytes() for path in directory.iterdir()} == before
 
 
+def test_a_private_key_among_the_certificates_is_refused(tmp_path):
+    """Somebody has brought the root's key along, which stays offline."""
+    assert once(tmp_path, "--make-csr", str(tmp_path / "ca.csr"))[0] == 0
+    sign_offline(tmp_path)
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join((tmp_path / name).read_bytes() for name in ("ca.pem", "root.key", "root.pem")))
+    status, out, err = once(tmp_path, "--install-chain", str(both))
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "both.pem: there is a private key in it, which nobody needs here" in err
+    assert not (tmp_path / "config/pva/1.5/cert_auth.p12").exists()
+
+
 def test_an_authority_whose_certificates_nobody_would_accept_does_not_start(tmp_path):
     """The authority above it permits no authority below: OpenSSL at each peer would refuse what it signs."""
     short = ROOT.intermediate("Site Policy CA", path_length=0)
@@ -348,6 +425,14 @@ def limited(constraints):
     return made
 
 
+def deep(levels):
+    """An authority with so many authorities below the root."""
+    made = ROOT
+    for level in range(levels):
+        made = made.intermediate(f"Level {level}", path_length=None)
+    return made
+
+
 def ended(authority):
     """An authority below one whose certificate has ended."""
     above = authority.intermediate("Site Policy CA", path_length=1)
@@ -363,6 +448,24 @@ def ended(authority):
     return above.intermediate("Site Issuing CA")
 
 
+def weak():
+    """An authority below a root whose key is too small for today's TLS."""
+    key, made = rsa.generate_private_key(65537, 1024), pki.Authority("Site Issuing CA")
+
+    def signed(common_name, of):
+        names = [
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, n)]) for n in (common_name, "Old Root")
+        ]
+        builder = x509.CertificateBuilder(*reversed(names), of.public_key(), 7)
+        builder = builder.not_valid_before(pki.NOW - pki.DAY).not_valid_after(pki.NOW + 300 * pki.DAY)
+        return builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
+            key, SHA256()
+        )
+
+    made.certificate, made.chain = signed("Site Issuing CA", made.key), (signed("Old Root", key),)
+    return made
+
+
 THREE = AUTHORITIES["three"]
 IN_ORDER = text_of(THREE.certificate, *THREE.chain)
 RSA = pki.Authority("Site Root", algorithm="rsa-2048")
@@ -372,6 +475,15 @@ FORMS = {
     "some twice": (THREE, IN_ORDER + text_of(*THREE.chain, THREE.certificate)),
     "those above in another order": (THREE, text_of(THREE.certificate, *reversed(THREE.chain))),
     "a root with another kind of key": (RSA.intermediate(), b""),
+    "as long as peers accept": (deep(5), b""),
+    "an authority for clients and servers": (
+        limited(
+            x509.ExtendedKeyUsage(
+                [x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH]
+            )
+        ),
+        b"",
+    ),
 }
 WRONG = {
     "empty": (THREE, b"", "cannot be read as PEM: there is nothing in it"),
@@ -383,6 +495,15 @@ WRONG = {
     "an end above": (ended(ROOT), b"", "CN=Site Policy CA is valid from .* check the clock"),
     "no authority permitted below": (
         ROOT.intermediate("Short").intermediate("Below", path_length=None), b"", "path length constraint exceeded",
+    ),
+    "longer than peers accept": (deep(6), b"", "nobody would accept .* 6 authorities below the root, and peers accept at most 5"),
+    "a root with a small key": (weak(), b"", "nobody would accept .* key of CN=Old Root has 1024 bits, and peers accept 2048 and more"),
+    "an authority for servers only": (
+        limited(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])), b"",
+        "nobody would accept .* extended key usage of CN=Site Issuing CA .* is not for a client; have it made without",
+    ),
+    "an authority for other uses": (
+        limited(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.OCSP_SIGNING])), b"", "nobody would accept .* is not for a client",
     ),
     "names that it never gives": (
         limited(x509.NameConstraints([x509.DirectoryName(x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "site")]))], None)),

@@ -514,6 +514,12 @@ async def test_an_authority_in_a_file_goes_over_to_one_in_a_token_and_that_to_an
         capsys.readouterr()
         install_chain(settings, [str(signed), str(root)], clock())
         assert "have these settings and the file on each node" in capsys.readouterr().out
+        written = (tmp_path / f"{label}.pem").read_bytes()
+        # Once more, because nobody knows whether the first time came to its end: on this node or on the next one.
+        install_chain(settings, [str(signed), str(root)], clock())
+        assert f"Certificates are there  : {tmp_path / label}.pem" in capsys.readouterr().out
+        assert (tmp_path / f"{label}.pem").read_bytes() == written
+        assert not list(tmp_path.glob(f"{label}-*.pem"))
         async with running(tmp_path, clock, **after) as service, plain(service) as anyone:
             reply = await anyone.rpc("CERT:CREATE", ccr(f"of {label}", key=generate_key("ec-p256")))
             assert reply["issuer"] == service.names.issuer_id != issued[-1]["issuer"]
@@ -524,3 +530,26 @@ async def test_an_authority_in_a_file_goes_over_to_one_in_a_token_and_that_to_an
         pin = settings.ca_key_pin
         here = FormerAuthority(ca_key=after["ca_key"], ca_key_pin=pin, ca_certificate=after["ca_certificate"])
         former.insert(0, here)
+
+
+async def test_an_authority_whose_file_was_put_there_by_hand_is_introduced_all_the_same(token, tmp_path):
+    token.store(BELOW.key)
+    old, clock = ROOT.intermediate("Old Issuing CA"), Clock()
+    pki.write_keychain(
+        tmp_path / "cert_auth.p12", make_keychain(old.key, [old.certificate, ROOT.certificate])
+    )
+    async with running(tmp_path, clock, **OPEN):
+        pass
+    put_chain(tmp_path, BELOW.certificate, ROOT.certificate)
+    former = (FormerAuthority(keychain=FilePath(tmp_path / "cert_auth.p12")),)
+    after = {**settings_of(token, tmp_path), "former_authorities": former}
+    files = [str(tmp_path / "ca.pem")]
+    # Without the present one in the settings nobody knows whose database it is.
+    alone = effective(tmp_path, **{**after, "former_authorities": ()}).settings
+    with pytest.raises(ConfigurationError, match=r"the database belongs to the authority .*Old Issuing CA"):
+        install_chain(alone, files, clock())
+    install_chain(effective(tmp_path, **after).settings, files, clock())
+    async with running(tmp_path, clock, **after) as service, plain(service) as anyone:
+        reply = await anyone.rpc("CERT:CREATE", ccr(key=generate_key("ec-p256")))
+        assert reply["issuer"] == BELOW.issuer_id
+    assert not list(tmp_path.glob("ca-*.pem"))

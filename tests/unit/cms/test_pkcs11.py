@@ -5,7 +5,7 @@ import time
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, padding
 
 from appliance.certs.profiles import generate_key
 from appliance.cms import pkcs11
@@ -179,6 +179,31 @@ def test_what_cannot_be_found_is_told(token, opened):
     assert "no token fits" in why(opened, token.uri.replace("token=site", "token=none"))
     assert "several tokens fit" in why(opened, f"pkcs11:object=ca?module-path={MODULE}")
     assert "does not exist" in why(opened, "pkcs11:object=ca?module-path=/nowhere.so")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [(ed448.Ed448PrivateKey.generate(), "Ed448"), (dsa.generate_private_key(2048), "DSA")]
+)
+def test_a_key_of_a_kind_that_is_not_supported_is_told(token, opened, key, kind):
+    token.store(key)
+    assert f"the key is of the kind {kind}, which is not supported; make one of RSA" in why(opened, token.uri)
+
+
+def test_a_key_that_becomes_ambiguous_is_not_chosen_by_chance(token, opened):
+    """Somebody stores another key of this label while the service runs; then the connection is lost."""
+    token.store(KEY)
+    signer = opened(token.uri, public_key=KEY.public_key())
+    token.store(generate_key("ec-p256"), identifier="02")
+    token.unplug()
+    with pytest.raises(SigningError):
+        signer.sign(b"body")
+    token.plug_in()
+    end = time.monotonic() + 60
+    while "several such private keys; add id=%01" not in signer.trouble:
+        assert time.monotonic() < end, signer.trouble
+        threading.Event().wait(0.01)
+    with pytest.raises(SigningError, match="several such private keys"):
+        signer.sign(b"body")
 
 
 def test_a_file_that_is_no_such_library_is_told(token, opened, tmp_path):
