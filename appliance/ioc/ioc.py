@@ -29,6 +29,7 @@ from appliance.ioc.loading import Loading
 from appliance.ioc.own_client import open_own_client
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
+from appliance.ioc.putlog_commands import register_put_log, start_put_log
 from appliance.ioc.qsrv_env import LateSettings, shell_environment, why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
@@ -167,6 +168,9 @@ class Ioc:
         await asyncio.to_thread(self.load)
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
         self._stack.callback(self.put_log.close)
+        register_put_log(self.put_log.ca_put_log)
+        if plan.ca_put_log is not None:
+            start_put_log(self.put_log.ca_put_log, plan.ca_put_log)
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))
         self._server.access.on_refused = self.put_log.refused
         if plan.script:

@@ -22,6 +22,7 @@ from appliance.ioc.dbcore.words import plain
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.lines import REGISTRAR
 from appliance.ioc.loading import Loading
+from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
@@ -223,7 +224,7 @@ class _Child:
 
 def _register_server_commands() -> None:
     """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in SERVER_COMMANDS:
+    for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
         dbcore.register_command(name, [], lambda *_: None)
 
 
