@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from bench.bench_ioc import PEER, ioc, message
+from bench.iocs import PEER, ioc, message
 from bench.table import Row
 from bench.wire import GET, Driver, get_request, text
 

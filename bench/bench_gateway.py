@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.bench_ioc import cpu_seconds
 from bench.bench_pva import make_keychain
 from bench.gateways import gateway
+from bench.iocs import cpu_seconds
 from bench.servers import LARGE_NAME, MANY, NAMES, Running, running
 from bench.table import Row, alternate
 from bench.wire import Driver, count_received, get_latency, pipelined_distinct

@@ -297,10 +297,10 @@ def large_get(port: int, name: str, *, tls: bool = False, count: int = 20) -> fl
         left = struct.unpack_from("<I", head, 4)[0]
         total += left
         while left:
-            received = driver.sock.recv_into(into, min(left, len(into)))
-            if not received:
+            came = driver.sock.recv_into(into, min(left, len(into)))
+            if not came:
                 raise EOFError("the server closed the connection")
-            left -= received
+            left -= came
     elapsed = time.perf_counter() - start
     driver.close()
     return total / elapsed

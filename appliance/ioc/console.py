@@ -108,6 +108,9 @@ class Console:
             await self._serve(reader, writer, who)
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
             pass
+        except asyncio.CancelledError:
+            # The IOC stops. Python's streams log a handler that ends as cancelled as an error (before 3.12).
+            pass
         finally:
             self._clients.discard(task)
             writer.close()

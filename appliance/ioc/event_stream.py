@@ -6,16 +6,19 @@ import asyncio
 import logging
 from collections.abc import Hashable
 from itertools import islice
+from time import monotonic
 from typing import Any, Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.behind import Backlogs
+from appliance.transport.turns import TURN_S
 
 __all__ = ["EventSink", "EventStream"]
 
 _log: Final = logging.getLogger(__name__)
-_TURN: Final = 1024
-"""The most events in one turn of the loop: after some milliseconds others must be served too."""
+_AT_ONCE: Final = 256
+"""Events that are handled together, so that their records are locked together."""
 
 
 class EventSink:
@@ -47,6 +50,8 @@ class EventStream:
         self._loop = loop
         self._pending: dict[Hashable, None] = {}
         self._is_busy = False
+        self.backlogs = Backlogs()
+        """The marks of clients that are behind."""
         self.hub = dbcore.EventHub(self.deliver, loop=loop)
 
     def deliver(self, keys: list[Hashable]) -> None:
@@ -57,16 +62,24 @@ class EventStream:
             self._turn()
 
     def _turn(self) -> None:
-        """Handle some of the waiting events, then let the loop send the updates and serve others."""
+        """Handle some of the waiting events, then let the loop send the updates and serve others.
+
+        Events get as much time as the requests of all clients: with a number of events as the limit, a client of a busy machine
+        would wait for most of a second until it could say that it wants less.
+        """
         pending = self._pending
-        batch = list(islice(pending, _TURN))
-        if len(batch) == len(pending):
-            pending.clear()
-        else:
-            for key in batch:
-                del pending[key]
+        end = monotonic() + TURN_S
         try:
-            self._post(batch)
+            while pending:
+                batch = list(islice(pending, _AT_ONCE))
+                if len(batch) == len(pending):
+                    pending.clear()
+                else:
+                    for key in batch:
+                        del pending[key]
+                self._post(batch)
+                if monotonic() >= end:
+                    break
         finally:
             self._is_busy = bool(pending)
             if pending:

@@ -7,11 +7,12 @@ encoded once and shared by all clients with the same request and byte order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Self
 
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
+from appliance.ioc.behind import Watched, Watcher
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_VALUE, Reading
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.record import Record
@@ -98,7 +99,7 @@ class PropertySink(EventSink):
                 feed.post_properties(properties)
 
 
-class Feed(EventSink):
+class Feed(Watched, EventSink):
     """The feed that all clients of one record with the same event mask share.
 
     Args:
@@ -111,8 +112,9 @@ class Feed(EventSink):
 
     __slots__ = (
         "_alarm",
+        "_backlogs",
         "_event",
-        "_fresh",
+        "_has_new",
         "_last",
         "_store",
         "_tells_alarm",
@@ -120,22 +122,22 @@ class Feed(EventSink):
         "mapping",
         "mask",
         "record",
-        "subscriptions",
     )
     SEES_PROPERTIES: ClassVar = False
     """Whether its own events also report changes of properties."""
 
     def __init__(self, record: Record, stream: EventStream, mask: int, events: int = 0) -> None:
+        super().__init__()
         self.record = record
         self.channel = record.channel
         self.mapping = record.mapping
         self.mask = mask
-        self.subscriptions: dict[Subscription, Callable[..., bool] | None] = {}
-        """The subscriptions, each with a function that sends a simple update, if there is one."""
+        self.weight += 8 * self.channel.elements
+        self._backlogs = stream.backlogs
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
-        self._fresh: dict[Subscription, Reading] = {}
-        """Who has begun since the last event, and what it was told: that event may be the change that it knows already."""
+        self._has_new = False
+        """Whether a client has begun since the last event: that event may be the change that it knows already."""
         self._last: Reading | None = None
         """What the last event told."""
         self._alarm: tuple[int, int, str] | None = None
@@ -145,25 +147,35 @@ class Feed(EventSink):
 
     @classmethod
     def post_all(cls, sinks: list[Any]) -> None:
-        """Read all of them, then post."""
+        """Read those that a client waits for, then post."""
         # A client may have left since then, and the channel is closed.
-        feeds: list[Feed] = [feed for feed in sinks if feed.is_open]
+        cls._read_and_post([feed for feed in sinks if feed.is_open and not feed.skips()])
+
+    @classmethod
+    def catch_up(cls, feeds: list[Self]) -> None:
+        """Read and post what happened while all clients were behind."""
+        cls._read_and_post([feed for feed in feeds if feed.is_open])
+
+    @classmethod
+    def _read_and_post(cls, feeds: list[Self]) -> None:
         for feed, reading in zip(feeds, _read_all([feed.channel for feed in feeds]), strict=True):
+            missed, feed.missed = feed.missed, 0
             if reading is not None:
-                feed.post(reading)
+                feed.post(reading, several=missed > 1)
 
     def join(self, subscription: Subscription) -> None:
         """Send a client all fields now, and later the changes."""
         update, reading = self._snapshot()
-        self.subscriptions[subscription] = None
-        self._fresh[subscription] = reading
+        watcher = self.watchers[subscription] = self._backlogs.join(self, subscription)
+        watcher.known = reading
+        self._has_new = True
         subscription.post(update)
 
     def _snapshot(self) -> tuple[Update, Reading]:
         """Return the present state, and what was read for it."""
         mapping = self.mapping
         store, bits, reading = self.record.read()
-        if not self.subscriptions:
+        if not self.watchers:
             # The other clients do not know this alarm yet: the next event reports it.
             self._alarm = (reading.status, reading.severity, reading.message)
             self._last = reading
@@ -174,16 +186,9 @@ class Feed(EventSink):
 
     def leave(self, subscription: Subscription) -> None:
         """Forget a client."""
-        self.subscriptions.pop(subscription, None)
-        self._fresh.pop(subscription, None)
-
-    def _tell_all(self, update: Update, reading: Reading) -> None:
-        """Post an update of an event, but not to those that began after the change and got it with all fields."""
-        fresh, self._fresh = self._fresh, {}
-        for subscription in self.subscriptions:
-            known = fresh.get(subscription)
-            if known is None or not is_same(known, reading):
-                subscription.post(update)
+        watcher = self.watchers.pop(subscription, None)
+        if watcher is not None:
+            self._backlogs.leave(watcher)
 
     @property
     def is_open(self) -> bool:
@@ -196,10 +201,18 @@ class Feed(EventSink):
             self._event.cancel()
             self._event = None
 
-    def post(self, reading: Reading) -> None:
+    def update(self, bits: int, overrun: int = 0) -> Update:
+        """Make an update of the last reading."""
+        return Update(self.mapping.type, self._store, bits, overrun)
+
+    def post(self, reading: Reading, *, several: bool = False) -> None:
         """Tell all clients of a new value.
 
         The event of a change may come after the value was read for the one before: then it is known already.
+
+        Args:
+            reading: the value.
+            several: it is not the first one since the last reading.
         """
         if self._last is not None and is_same(self._last, reading):
             return
@@ -207,13 +220,25 @@ class Feed(EventSink):
         mapping = self.mapping
         store = self._store.copy()
         bits = mapping.set_value(store, 0, reading.value) | mapping.set_time(store, 0, reading)
+        overrun = bits if several else 0
         if self._tells_alarm:
             alarm = (reading.status, reading.severity, reading.message)
             if alarm != self._alarm:
                 self._alarm = alarm
                 bits |= mapping.set_alarm(store, 0, reading)
         self._store = store
-        self._tell_all(Update(mapping.type, store, bits), reading)
+        self._tell_changed(bits, overrun, reading)
+
+    def _tell_changed(self, bits: int, overrun: int, reading: Reading) -> None:
+        """Tell of an event, but not those that began after the change and got it with all fields."""
+        informed: set[Watcher] = set()
+        if self._has_new:
+            self._has_new = False
+            for watcher in self.watchers.values():
+                known, watcher.known = watcher.known, None
+                if known is not None and is_same(known, reading):
+                    informed.add(watcher)
+        self.tell(bits, overrun, informed)
 
     def post_properties(self, properties: dbcore.Properties) -> None:
         """Tell all clients of new properties."""
@@ -221,13 +246,11 @@ class Feed(EventSink):
         store = self._store.copy()
         bits = mapping.set_properties(store, 0, properties)
         self._store = store
-        update = Update(mapping.type, store, bits)
-        for subscription in self.subscriptions:
-            subscription.post(update)
+        self.tell(bits)
 
     def event(self) -> None:
         """Post the record's present value."""
-        self.post(self.channel.get())
+        self.post_all([self])
 
     def __repr__(self) -> str:
-        return f"<Feed {self.channel.name} mask={self.mask} {len(self.subscriptions)} clients>"
+        return f"<Feed {self.channel.name} mask={self.mask} {len(self.watchers)} clients>"

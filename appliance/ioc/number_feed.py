@@ -8,11 +8,12 @@ slow client) are handled as in all other feeds.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Self
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
+from appliance.ioc.behind import Watcher
 from appliance.ioc.dbcore import DBE_PROPERTY
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
@@ -45,42 +46,70 @@ class NumberFeed(Feed):
         super().__init__(record, stream, DEFAULT_EVENTS, DEFAULT_EVENTS | DBE_PROPERTY)
 
     @classmethod
-    def post_all(cls, sinks: list[Any]) -> None:
-        """Read all of them, then post."""
-        feeds: list[NumberFeed] = [feed for feed in sinks if feed._event is not None]
+    def _read_and_post(cls, feeds: list[Self]) -> None:
         for feed, (raw, known) in zip(
             feeds, dbcore.view_numbers([feed._view for feed in feeds]), strict=True
         ):
+            missed, feed.missed = feed.missed, 0
             alarm, seconds, nanoseconds, tag, value = raw
-            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._fresh:
-                feed._post_rest(raw, known)
+            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._has_new:
+                feed._post_rest(raw, known, several=missed > 1)
                 continue
             feed._raw = raw
+            if missed > 1:
+                feed.tell(feed._bits, feed._bits)
+                continue
             seconds += EPICS_EPOCH_S
             if tag > 0x7FFFFFFF:
                 tag = user_tag(tag)
             update: Update | None = None
-            for subscription, send in feed.subscriptions.items():
-                if send is None or not send(value, seconds, nanoseconds, tag):
-                    if update is None:
-                        update = feed._update(raw, feed._bits)
-                    subscription.post(update)
+            for watcher in feed.watchers.values():
+                if watcher.is_marked:
+                    watcher.add(feed._bits)
+                    continue
+                send = watcher.send
+                if (
+                    send is not None
+                    and not watcher.backlog.is_behind
+                    and send(value, seconds, nanoseconds, tag)
+                ):
+                    continue
+                if not watcher.takes:
+                    watcher.mark(feed._bits)
+                    continue
+                if update is None:
+                    update = feed.update(feed._bits)
+                watcher.subscription.post(update)
 
-    def event(self) -> None:
-        """Post the record's present value."""
-        self.post_all([self])
+    def deliver(self, watcher: Watcher, bits: int, overrun: int) -> bool:
+        """Send the last values that were read to a client that was marked; return whether there was room."""
+        send = watcher.send
+        if bits == self._bits and send is not None:
+            if overrun:
+                if overrun == bits:
+                    send = watcher.send_lost
+                    if send is None:
+                        send = watcher.send_lost = watcher.subscription.sender(bits, self._code, bits)
+                else:
+                    send = None
+            if send is not None:
+                assert self._raw is not None
+                _, seconds, nanoseconds, tag, value = self._raw
+                return send(value, seconds + EPICS_EPOCH_S, nanoseconds, user_tag(tag))
+        return super().deliver(watcher, bits, overrun)
 
-    def _update(self, raw: dbcore.RawNumber, bits: int) -> Update:
+    def update(self, bits: int, overrun: int = 0) -> Update:
         """Make an update with all fields, for clients that cannot get the octets directly."""
         mapping = self.mapping
-        reading = dbcore.reading_of(raw)
+        assert self._raw is not None
+        reading = dbcore.reading_of(self._raw)
         store = self._store.copy()
         mapping.set_value(store, 0, reading.value)
         mapping.set_time(store, 0, reading)
-        return Update(mapping.type, store, bits)
+        return Update(mapping.type, store, bits, overrun)
 
-    def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...]) -> None:
-        """Post another alarm, other properties, or a value that looks unchanged."""
+    def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...], *, several: bool) -> None:
+        """Post another alarm, other properties, or a value that may be known already."""
         alarm, *_ = raw
         last = self._raw
         bits = 0
@@ -92,6 +121,9 @@ class NumberFeed(Feed):
                 bits = self._take_properties()
             except OperationError as error:
                 log_unread(error)
+            if not bits and raw == last:
+                # The event of a change came after the value was read for the one before.
+                return
         tells_properties = bool(bits)
         if not bits or raw != last:
             bits |= self._bits
@@ -99,9 +131,12 @@ class NumberFeed(Feed):
                 self._store = self._store.copy()
                 bits |= self.mapping.set_alarm(self._store, 0, reading)
         self._raw, self._raw_alarm = raw, alarm
+        overrun = bits & self._bits if several else 0
         if tells_properties:
-            self._fresh.clear()
-        self._tell_all(self._update(raw, bits), reading)
+            self._has_new = False
+            self.tell(bits, overrun)
+        else:
+            self._tell_changed(bits, overrun, reading)
 
     def _take_properties(self) -> int:
         """Ask EPICS for the properties; return the bits of all of them if one has changed."""
@@ -118,7 +153,7 @@ class NumberFeed(Feed):
 
     def join(self, subscription: Subscription) -> None:
         """Send a client all fields now, and later the changes."""
-        if not self.subscriptions:
+        if not self.watchers:
             # Take this before the snapshot: a change in between then differs from it and is posted with the next event.
             # If others watch already, they do not know the new value yet, so nothing is taken before that event.
             self._raw, self._known = self._view.look()
@@ -127,4 +162,4 @@ class NumberFeed(Feed):
             assert reader is not None
             self._properties = reader.read_properties()
         super().join(subscription)
-        self.subscriptions[subscription] = subscription.sender(self._bits, self._code)
+        self.watchers[subscription].send = subscription.sender(self._bits, self._code)

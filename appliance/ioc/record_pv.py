@@ -288,7 +288,7 @@ class RecordPV(Handler):
                 self._properties = self._stream.hub.subscribe(
                     self.record.channel, DBE_PROPERTY, PropertySink(self.record, self._feeds)
                 )
-        if subscription not in feed.subscriptions:
+        if subscription not in feed.watchers:
             feed.join(subscription)
 
     def _feed(self, mask: int) -> Feed:
@@ -302,7 +302,7 @@ class RecordPV(Handler):
         if feed is None:
             return
         feed.leave(subscription)
-        if not feed.subscriptions:
+        if not feed.watchers:
             feed.close()
             del self._feeds[feed.mask]
             if not self._feeds and self._properties is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import platform
 import resource
@@ -87,7 +88,7 @@ class Stats:
         self._told: dict[str, Any] = {}
         self._looked: dict[tuple[str, str], float] = {}
         self._began = time.monotonic()
-        self._cpu = (self._began, time.process_time(), *_system_cpu())
+        self._cpu = (self._began, time.process_time(), _system_cpu())
         self._loads = (0.0, 0.0)
         self._has_channel_access = False
         self._records = 0
@@ -169,15 +170,17 @@ class Stats:
                 _log.warning("%s: %s", channel.name, error)
 
     def _measure(self, now: float) -> None:
-        before, own, busy, whole = self._cpu
-        own_now, (busy_now, whole_now) = time.process_time(), _system_cpu()
+        before, own, all_before = self._cpu
+        own_now, all_now = time.process_time(), _system_cpu()
         cpus = os.cpu_count() or 1
         if now - before > 0:
             self._loads = (
                 100.0 * (own_now - own) / (now - before) / cpus,
-                100.0 * (busy_now - busy) / max(whole_now - whole, 1),
+                math.nan
+                if all_now is None or all_before is None
+                else 100.0 * (all_now[0] - all_before[0]) / max(all_now[1] - all_before[1], 1),
             )
-        self._cpu = (now, own_now, busy_now, whole_now)
+        self._cpu = (now, own_now, all_now)
 
     def _values(self, counts: ServerCounts | None = None) -> dict[str, Callable[[], Any]]:
         """Return the source of each value."""
@@ -201,8 +204,8 @@ class Stats:
             "allocated_bytes": lambda: (
                 int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             ),
-            "free_bytes": lambda: _memory("MemAvailable"),
-            "total_bytes": lambda: _memory("MemTotal"),
+            "free_bytes": lambda: _memory("MemAvailable", "SC_AVPHYS_PAGES"),
+            "total_bytes": lambda: _memory("MemTotal", "SC_PHYS_PAGES"),
             "startup_script": lambda: self._script,
             "startup_script_1": lambda: self._script[:_PART],
             "startup_script_2": lambda: self._script[_PART:],
@@ -238,15 +241,21 @@ def _period(prefix: str, kind: str) -> float:
         return max(float(channel.get().value), _EVERY_S)
 
 
-def _system_cpu() -> tuple[int, int]:
-    """Return the time that all CPUs were busy, and all their time."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+def _system_cpu() -> tuple[int, int] | None:
+    """Return the time that all CPUs were busy, and all their time; None where the system hides it (systemd's ProcSubset=pid)."""
+    try:
+        text = Path("/proc/stat").read_text()
+    except OSError:
+        return None
+    fields = [int(word) for word in text.split("\n", 1)[0].split()[1:9]]
     idle = fields[3] + fields[4]
     return sum(fields) - idle, sum(fields)
 
 
-def _memory(name: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _memory(name: str, hidden: str) -> int:
+    """Return octets of the host's memory, by the kernel's name, or by that of sysconf where /proc/meminfo is hidden."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return os.sysconf(hidden) * os.sysconf("SC_PAGE_SIZE")
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(name + ":")), 0)

@@ -124,6 +124,7 @@ class ServerOperation:
         "head",
         "head_size",
         "ioid",
+        "keeps",
         "last",
         "mask",
         "outbox",
@@ -176,6 +177,8 @@ class ServerOperation:
         self.window = 0
         """MONITOR with pipeline: updates that may still be sent before the next acknowledgement."""
         self.queue_size = _DEFAULT_QUEUE
+        self.keeps = False
+        """MONITOR: whether the client asked for a queue, and so for updates that another end would merge earlier."""
 
     @property
     def name(self) -> str:
@@ -216,7 +219,7 @@ class ServerOperation:
     def _subscribe(self, window: int) -> bool:
         assert self.request is not None
         options = request_options(self.request)
-        self.pipeline = truth(options.get("pipeline")) is True
+        self.pipeline = self.keeps = truth(options.get("pipeline")) is True
         self.window = window
         limit = self.connection.limits.max_queue_size
         asked = options.get("queueSize")
@@ -228,6 +231,7 @@ class ServerOperation:
             size = -1
         if 1 <= size <= limit:
             self.queue_size = max(size, 2)
+            self.keeps = True
             return True
         if self.pipeline:
             # Both ends count updates by this number, so a compromise would end in a stand-still.

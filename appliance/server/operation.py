@@ -348,9 +348,9 @@ class Update:
 
 
 @cache
-def _packed(head: int, code: str, big: bool) -> Struct:
-    """Return the layout of ``head`` octets, the types of ``code``, and an empty overrun bit set."""
-    return Struct(f"{'>' if big else '<'}{head}s{code}x")
+def _packed(head: int, code: str, tail: int, big: bool) -> Struct:
+    """Return the layout of ``head`` octets, the types of ``code``, and ``tail`` octets."""
+    return Struct(f"{'>' if big else '<'}{head}s{code}{tail}s")
 
 
 class Subscription(Operation):
@@ -375,7 +375,7 @@ class Subscription(Operation):
         [2, 1, 0]
     """
 
-    __slots__ = ("counted_as", "finishing", "posted", "queue", "running", "squashed", "waits")
+    __slots__ = ("counted_as", "finishing", "on_room", "posted", "queue", "running", "squashed", "waits")
 
     def __init__(self, channel: Channel, wire: ServerOperation) -> None:
         super().__init__(channel, wire)
@@ -390,6 +390,27 @@ class Subscription(Operation):
         """Updates that were merged with others because the client was too slow."""
         self.waits = False
         """Whether the client's list of subscriptions to send for has this one."""
+        self.on_room: Callable[[], None] | None = None
+        """Called once the queue is empty and the client accepts more, for a handler that waits for this."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the client asked for a queue of a certain size; else updates may be merged as soon as it is behind."""
+        return self.wire.keeps
+
+    @property
+    def has_room(self) -> bool:
+        """Whether an update finds a place in the queue, for a handler that could also wait and post a later one.
+
+        A client that did not ask for a queue has room as long as what is posted can leave.
+        """
+        wire = self.wire
+        if len(self.queue) >= wire.queue_size:
+            return False
+        channel = self.channel
+        return wire.keeps or (
+            channel.owner.held is None and channel.stream.writable and wire.outbox.size <= PUMP_LIMIT
+        )
 
     @property
     def queue_size(self) -> int:
@@ -441,12 +462,13 @@ class Subscription(Operation):
             channel.stream.schedule_flush()
         self.post(update)
 
-    def sender(self, bits: int, code: str) -> Callable[..., bool] | None:
+    def sender(self, bits: int, code: str, overrun: int = 0) -> Callable[..., bool] | None:
         """Return a function that sends the same few numbers, for a handler that posts them repeatedly.
 
         Args:
             bits: The fields, in leaf form.
             code: Their types, as the module ``struct`` names them.
+            overrun: Those of the fields that have lost an earlier change.
 
         Returns:
             A function that takes the fields' values. It sends them at once if nothing else waits to be sent, and returns whether
@@ -459,11 +481,12 @@ class Subscription(Operation):
             return None
         big = wire.connection.big
         marked = encode_bitset(wire_bits(wire.type, bits), big)
-        head = wire.update_head(len(marked) + _packed(0, code, big).size)
+        tail = encode_bitset(overrun, big)
+        head = wire.update_head(len(marked) + _packed(0, code, len(tail), big).size)
         if head is None:
             return None
         head += marked
-        layout = _packed(len(head), code, big)
+        layout = _packed(len(head), code, len(tail), big)
         pack = layout.pack
         size = layout.size
         # What never changes for a subscription is looked up here, and not for each of its updates.
@@ -487,7 +510,7 @@ class Subscription(Operation):
                 if wire.window <= 0:
                     return False
                 wire.window -= 1
-            outbox.chunks.append(pack(head, *values))
+            outbox.chunks.append(pack(head, *values, tail))
             outbox.size += size
             self.posted += 1
             if not stream.flush_pending:
@@ -525,11 +548,13 @@ class Subscription(Operation):
         self.waits = False
         if self.finishing and not self.queue:
             self.wire.finish()
+        elif self.on_room is not None and not self.queue and self.wire.may_send:
+            self.on_room()
         return False
 
     def wait(self) -> None:
         """Send what is queued when the peer's pause is over."""
-        if self.queue and not self.waits:
+        if (self.queue or self.on_room is not None) and not self.waits:
             self.waits = True
             self.channel.dirty(self)
 

@@ -30,6 +30,9 @@ class _Reader:
         self.state = DEFAULT_EVENTS
         self.running = True
         self.queue_size = channel.key.queue_size
+        # It takes each update at once: it is never behind, and is its own connection.
+        self.keeps = self.has_room = True
+        self.channel = self.owner = self
 
     def sender(self, _bits: int, _code: str) -> None:
         """Give no short way: there are no octets."""

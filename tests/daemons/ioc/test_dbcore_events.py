@@ -59,6 +59,28 @@ def test_this_platform_lets_c_functions_be_event_callbacks(tmp_path: Path) -> No
     assert rings.ring_works()
 
 
+@isolated
+def test_many_events_leave_the_ring_with_no_call_for_each_in_order_and_round_its_end(tmp_path: Path) -> None:
+    from appliance.ioc.dbcore import rings
+
+    ring = rings.PointerRing(100)
+    push = rings.EVENT_FUNCTION(ring.callback.value or 0)
+    number = taken = 0
+    for count in (60, 60, 100, 99, 1, 8, 9, 100):
+        for _ in range(count):
+            number += 1
+            push(ring.argument, number * 8, 0, 0)
+        half, _ = ring.take(count // 2)
+        rest, lost = ring.take(1000)
+        assert half + rest == [each * 8 for each in range(taken + 1, number + 1)]
+        assert lost is (count == 100)
+        assert not ring.waiting()
+        taken = number
+    # Only the few of the short ones were popped.
+    assert ring.calls < 30
+    ring.close()
+
+
 def _kinds(plain: bool) -> None:
     from appliance.ioc import dbcore
 

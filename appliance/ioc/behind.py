@@ -1,0 +1,273 @@
+"""Clients that are behind: an event only marks the record, and its newest value is read when there is room for it.
+
+Without this each event of a slow client would be read, made into an Update and merged into a queue, for nothing: the next
+event replaces it. A marked record costs almost nothing, however often it changes. When the connection accepts more, the marked
+records are read together, with their latest values, and sent in the order in which they were marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from itertools import islice
+from typing import Any, ClassVar, Final, Self
+
+from appliance.ioc.dbcore import Reading
+from appliance.server.channel import ChannelOwner
+from appliance.server.operation import PUMP_LIMIT, Subscription, Update
+
+__all__ = ["Backlog", "Backlogs", "Watched", "Watcher"]
+
+_AT_ONCE: Final = 512
+"""Marked records that are read and sent together, before the loop serves others."""
+_WEIGHT: Final = 256 * 1024
+"""Octets of values that are read together, if there are large ones."""
+
+
+class Watcher:
+    """One client of a feed.
+
+    Args:
+        feed: the feed.
+        subscription: the client's subscription.
+        backlog: the marks of its connection.
+
+    """
+
+    __slots__ = (
+        "backlog",
+        "bits",
+        "feed",
+        "is_marked",
+        "keeps",
+        "known",
+        "overrun",
+        "send",
+        "send_lost",
+        "subscription",
+    )
+
+    def __init__(self, feed: Watched, subscription: Subscription, backlog: Backlog) -> None:
+        self.feed = feed
+        self.subscription = subscription
+        self.backlog = backlog
+        self.is_marked = False
+        """Whether the client will get the newest value when there is room."""
+        self.bits = 0
+        """The fields of the events that it has not got."""
+        self.overrun = 0
+        """Those of them that changed more than once."""
+        self.keeps = subscription.keeps
+        """Whether the client asked for a queue: it is filled before anything is only marked."""
+        self.known: Reading | None = None
+        """What was read for its first update, until the next event."""
+        self.send: Callable[..., bool] | None = None
+        """Sends a simple update, if there is such a function."""
+        self.send_lost: Callable[..., bool] | None = None
+        """The same for an update whose fields have changed more than once."""
+
+    @property
+    def takes(self) -> bool:
+        """Whether an Update may be posted; otherwise mark."""
+        return (self.keeps or not self.backlog.is_behind) and self.subscription.has_room
+
+    def mark(self, bits: int, overrun: int = 0) -> None:
+        """Note that the client has to get these fields; it is not marked yet."""
+        self.is_marked = True
+        self.bits = bits
+        self.overrun = overrun
+        self.feed.marked += 1
+        self.backlog.add(self)
+
+    def add(self, bits: int, overrun: int = 0) -> None:
+        """Note further fields of a client that is marked."""
+        self.overrun |= overrun | (self.bits & bits)
+        self.bits |= bits
+
+    def unmark(self) -> None:
+        """Forget what was noted."""
+        if self.is_marked:
+            self.is_marked = False
+            self.feed.marked -= 1
+            self.backlog.waiting.pop(self, None)
+            self.subscription.on_room = None
+
+    def resume(self) -> None:
+        """Wait for the connection again: the client accepts more."""
+        self.subscription.on_room = None
+        if self.is_marked:
+            self.backlog.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Watcher of {self.feed!r}, {'marked' if self.is_marked else 'up to date'}>"
+
+
+class Watched:
+    """What several clients watch: the base of feeds.
+
+    Attributes:
+        watchers: the clients.
+        marked: how many of them are marked.
+        missed: events since the last reading.
+        weight: octets of one value, more or less.
+    """
+
+    __slots__ = ("marked", "missed", "watchers", "weight")
+    unread: ClassVar[int] = 0
+    """Events that were only counted, of all feeds."""
+
+    def __init__(self) -> None:
+        self.watchers: dict[Subscription, Watcher] = {}
+        self.marked = 0
+        self.missed = 0
+        self.weight = 64
+
+    def skips(self) -> bool:
+        """Count an event; return whether all clients are behind, so that nothing must be read for it."""
+        self.missed += 1
+        watchers = self.watchers
+        if self.marked != len(watchers):
+            for watcher in watchers.values():
+                if not watcher.is_marked and (watcher.keeps or not watcher.backlog.is_behind):
+                    return False
+            for watcher in watchers.values():
+                if not watcher.is_marked:
+                    watcher.mark(0)
+        Watched.unread += 1
+        return True
+
+    def tell(self, bits: int, overrun: int = 0, informed: Collection[Watcher] = ()) -> None:
+        """Tell each client, but those that are informed, of new values of these fields: now, or when there is room."""
+        update: Update | None = None
+        for watcher in self.watchers.values():
+            if watcher in informed:
+                continue
+            if watcher.is_marked:
+                watcher.add(bits, overrun)
+            elif watcher.takes:
+                if update is None:
+                    update = self.update(bits, overrun)
+                watcher.subscription.post(update)
+            else:
+                watcher.mark(bits, overrun)
+
+    def update(self, bits: int, overrun: int = 0) -> Update:
+        """Make an update of the last values that were read."""
+        raise NotImplementedError
+
+    def deliver(self, watcher: Watcher, bits: int, overrun: int) -> bool:
+        """Send the last values that were read to a client that was marked; return whether there was room."""
+        watcher.subscription.post(self.update(bits, overrun))
+        return True
+
+    @classmethod
+    def catch_up(cls, feeds: list[Self]) -> None:
+        """Read what was missed, and tell the clients."""
+        raise NotImplementedError
+
+
+class Backlog:
+    """The marks of one connection. The connection pumps it when it accepts more.
+
+    Args:
+        owner: the connection.
+
+    """
+
+    __slots__ = ("_owner", "_waits", "is_behind", "users", "waiting")
+
+    def __init__(self, owner: ChannelOwner) -> None:
+        self._owner = owner
+        self._waits = False
+        self.users = 0
+        self.is_behind = False
+        """Whether something is marked: what changes now has to wait for its turn."""
+        self.waiting: dict[Watcher, None] = {}
+
+    def add(self, watcher: Watcher) -> None:
+        """Put a marked client at the end."""
+        self.waiting[watcher] = None
+        self.is_behind = True
+        if not self._waits:
+            self._waits = True
+            self._owner.dirty(self)
+
+    def pump(self) -> bool:
+        """Send what was marked first; return whether there is more."""
+        batch = self._batch()
+        missed: dict[type[Any], dict[Watched, None]] = {}
+        for watcher in batch:
+            feed = watcher.feed
+            if feed.missed:
+                missed.setdefault(type(feed), {})[feed] = None
+        for kind, feeds in missed.items():
+            kind.catch_up(list(feeds))
+        outbox = batch[0].subscription.wire.outbox if batch else None
+        for watcher in batch:
+            if outbox is not None and outbox.size > PUMP_LIMIT:
+                break
+            if not self._send(watcher):
+                break
+        if self.waiting:
+            return True
+        self.is_behind = self._waits = False
+        return False
+
+    def _batch(self) -> list[Watcher]:
+        batch = list(islice(self.waiting, _AT_ONCE))
+        weight = 0
+        for index, watcher in enumerate(batch):
+            weight += watcher.feed.weight
+            if weight > _WEIGHT:
+                return batch[: index + 1]
+        return batch
+
+    def _send(self, watcher: Watcher) -> bool:
+        """Send what one client waits for; return whether there is room for others."""
+        if not watcher.is_marked:
+            return True
+        subscription = watcher.subscription
+        if subscription.queue and subscription.pump():
+            return False
+        if subscription.queue or not subscription.wire.may_send:
+            # The client itself accepts nothing at present. Others must not wait for it.
+            del self.waiting[watcher]
+            subscription.on_room = watcher.resume
+            return True
+        bits, overrun = watcher.bits, watcher.overrun
+        watcher.unmark()
+        if bits and not watcher.feed.deliver(watcher, bits, overrun):
+            watcher.mark(bits, overrun)
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Backlog of {self._owner!r}, {len(self.waiting)} marked>"
+
+
+class Backlogs:
+    """The backlogs of all connections that watch something."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self) -> None:
+        self._of: dict[ChannelOwner, Backlog] = {}
+
+    def join(self, feed: Watched, subscription: Subscription) -> Watcher:
+        """Make a client of a feed."""
+        owner = subscription.channel.owner
+        backlog = self._of.get(owner)
+        if backlog is None:
+            backlog = self._of[owner] = Backlog(owner)
+        backlog.users += 1
+        return Watcher(feed, subscription, backlog)
+
+    def leave(self, watcher: Watcher) -> None:
+        """Forget a client, and its connection with its last one."""
+        watcher.unmark()
+        backlog = watcher.backlog
+        backlog.users -= 1
+        if not backlog.users:
+            self._of.pop(watcher.subscription.channel.owner, None)
+
+    def __len__(self) -> int:
+        return len(self._of)
