@@ -7,17 +7,19 @@ that has failed meanwhile has no line. This log has no seals, and log servers ma
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import math
+import os
 import queue
+import re
 import socket
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from appliance.errors import ApplianceError, ConfigurationError
 
@@ -34,27 +36,62 @@ _MODES: Final = {
 }
 _PORT: Final = 7011
 _QUEUE: Final = 1000
-_TEXT: Final = 255
-"""Characters of a line of text, its end included."""
-_OCTETS: Final = 400
-"""Octets of a value in JSON."""
+"""Puts that wait to become lines, and lines that wait for one server."""
 _PAUSE_S: Final = 5.0
 _BURST_S: Final = 5.0
+_END_S: Final = 5.0
+"""Time for what waits when the log is closed; servers get a part of it."""
+_NAME: Final = 128
+"""Characters of a name in a line, so that no client can push the value out of it."""
+_TEXT: Final = 200
+"""Characters of a text, escaped, in a line of text."""
+_OCTETS: Final = 400
+"""Octets of a value in JSON."""
+_OWN: Final = frozenset(
+    (
+        "date",
+        "time",
+        "host",
+        "user",
+        "method",
+        "pv",
+        "new",
+        "new-size",
+        "old",
+        "old-size",
+        "min",
+        "max",
+        "burst",
+    )
+)
+_FRACTION: Final = re.compile(r"%0?([1-9]?)f")
+_ESCAPES: Final = {7: "a", 8: "b", 9: "t", 10: "n", 11: "v", 12: "f", 13: "r", 34: '"', 39: "'", 92: "\\"}
+_UNTOLD: Final = "anonymous"
 
 
 class NotedPut:
-    """One put."""
+    """One put.
 
-    __slots__ = ("account", "failed", "host", "new", "old", "place", "pv", "when")
+    Args:
+        pv: The name of the PV, as the client has it.
+        place: Record and field; puts to one field are one burst.
+        account: The client's name; empty if it has none.
+        method: How it has proved that, or that it only claims it.
+        host: Its address, with or without port.
+        old: The value before.
+        new: The value.
+    """
 
-    def __init__(self, pv: str, place: str, account: str, host: str, old: Any, new: Any) -> None:
+    __slots__ = ("account", "failed", "host", "method", "new", "old", "place", "pv", "when")
+
+    def __init__(self, pv: str, place: str, account: str, method: str, host: str, old: Any, new: Any) -> None:
         self.when = time.time()
-        self.pv = pv
+        self.pv = pv if len(pv) <= _NAME else place
         self.place = place
-        """The field: puts to one field are one burst."""
-        self.account = account
+        self.account = account[:_NAME]
+        self.method = method
         # Without the port of the client, which caPutLog does not have.
-        self.host = host.rpartition(":")[0] or host
+        self.host = (host.rpartition(":")[0] or host)[:_NAME]
         self.old = old
         self.new = new
         self.failed = False
@@ -63,13 +100,16 @@ class NotedPut:
 class _Burst:
     """Puts to one field that follow each other; the last one may still fail."""
 
-    __slots__ = ("_pending", "count", "greatest", "last", "least", "old", "place")
+    __slots__ = ("_pending", "changes", "count", "greatest", "last", "least", "old", "place")
 
     def __init__(self, put: NotedPut) -> None:
         self.place = put.place
         self.last: NotedPut | None = None
         self.old = self.least = self.greatest = None
         self.count = 0
+        """Puts of numbers after the first one."""
+        self.changes = False
+        """Whether a put brought another value."""
         self._pending: NotedPut | None = put
 
     def add(self, put: NotedPut) -> None:
@@ -87,6 +127,7 @@ class _Burst:
         elif _is_number(put.new) and _is_number(self.least):
             self.count += 1
             self.least, self.greatest = min(self.least, put.new), max(self.greatest, put.new)
+        self.changes = self.changes or not _same(put.old, put.new)
         self.last = put
 
 
@@ -99,6 +140,7 @@ def parse_servers(text: str) -> list[tuple[str, int]]:
     found = []
     for word in text.split():
         host, _, port = word.rpartition(":") if ":" in word else (word, "", str(_PORT))
+        host = host.strip("[]")
         if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise ConfigurationError(f"{word!r} is no log server: write HOST or HOST:PORT")
         found.append((host, int(port)))
@@ -135,16 +177,21 @@ class _Server(threading.Thread):
         while not self._is_ending:
             try:
                 with socket.create_connection(self.address, timeout=_PAUSE_S) as sock:
+                    if told:
+                        _log.info("caPutLog: %s:%d: connected", *self.address)
                     self.is_connected, told = True, False
                     self._serve(sock)
             except OSError as error:
                 if not told:
-                    _log.warning("caPutLog: %s:%d: %s", *self.address, error.strerror or error)
+                    _log.warning(
+                        "caPutLog: %s:%d: %s; its lines wait, %d at most",
+                        *self.address, error.strerror or error, _QUEUE,
+                    )  # fmt: skip
                 told = True
             self.is_connected = False
             with self._changed:
-                if not self._is_ending:
-                    self._changed.wait(_PAUSE_S)
+                # New lines must not make the pause shorter: the server would get an attempt for each of them.
+                self._changed.wait_for(lambda: self._is_ending, _PAUSE_S)
 
     def _serve(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -169,6 +216,44 @@ class _Server(threading.Thread):
                     self._lines.popleft()
 
 
+class _File:
+    """A file to which lines are appended; one that was moved away (log rotation) is made anew."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._is_torn = False
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self.path, flags, 0o600)
+
+    def write(self, line: bytes) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: It is not there, or not all of it.
+        """
+        try:
+            is_same = os.path.samestat(Path(self.path).stat(), os.fstat(self._fd))
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            new = self._open()
+            os.close(self._fd)
+            self._fd = new
+        # Half a line must not become the beginning of the next one.
+        data = b"\n" + line if self._is_torn else line
+        written = os.write(self._fd, data)
+        self._is_torn = written != len(data)
+        if self._is_torn:
+            raise OSError(0, "the line does not fit on the disk")
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+
 class CaPutLog:
     """The log; it does nothing before :meth:`add_servers` or :meth:`write_file`. All methods can be called in any thread."""
 
@@ -177,12 +262,14 @@ class CaPutLog:
         self.mode = ON_CHANGE
         self.burst_s = _BURST_S
         self.time_format = "%d-%b-%y %H:%M:%S"
+        self.prefix = ""
+        """Begins each line for a server."""
         self.metadata: dict[str, str] = {}
         self.total = 0
         self.overflows = 0
         self._servers: list[_Server] = []
-        self._file: Any = None
-        self._path = ""
+        self._file: _File | None = None
+        self._file_failed = False
         self._puts: queue.Queue[NotedPut | None] = queue.Queue(_QUEUE)
         self._worker: threading.Thread | None = None
 
@@ -204,12 +291,22 @@ class CaPutLog:
         self.mode = mode
         self.burst_s = burst_s if burst_s > 0 and math.isfinite(burst_s) else _BURST_S
 
+    def add_metadata(self, name: str, value: str) -> None:
+        """Add a property to each line of JSON.
+
+        Raises:
+            ApplianceError: The lines have a property of that name.
+        """
+        if name in _OWN:
+            raise ApplianceError(f"{name!r} is a property that each line has: choose another name")
+        self.metadata = {**self.metadata, name: value}
+
     def add_servers(self, servers: list[tuple[str, int]]) -> None:
         """Send lines to these servers too."""
         for host, port in servers:
             if (host, port) not in [each.address for each in self._servers]:
                 server = _Server(host, port)
-                self._servers.append(server)
+                self._servers = [*self._servers, server]
                 server.start()
         self._start()
 
@@ -220,12 +317,11 @@ class CaPutLog:
             ConfigurationError: It cannot be opened.
         """
         try:
-            self._file = open(path, "ab", buffering=0)  # noqa: PTH123, SIM115 - open until close()
+            self._file = _File(path)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot be written: {error.strerror or error}", file=path, key="ca_put_log.file"
             ) from None
-        self._path = path
         self._start()
 
     def _start(self) -> None:
@@ -236,25 +332,29 @@ class CaPutLog:
     def close(self) -> None:
         """Write what waits, then end."""
         if self._worker is not None:
-            self._puts.put(None)
-            self._worker.join(_PAUSE_S)
+            with contextlib.suppress(queue.Full):
+                self._puts.put(None, timeout=_END_S)
+            self._worker.join(_END_S)
             self._worker = None
         for server in self._servers:
             server.end()
         for server in self._servers:
-            server.join(_PAUSE_S / 5)
+            server.join(_END_S / 5)
         if self._file is not None:
             self._file.close()
+            self._file = None
 
     def lines(self) -> list[str]:
         """Return a report, as caPutLogShow prints it."""
         found = [f"caPutLog mode: {self.mode} = {_MODES[self.mode]}", f"caPutLog Total Count: {self.total}"]
+        if self.overflows:
+            found.append(f"caPutLog puts without a line: {self.overflows}")
         for server in self._servers:
             state = "connected" if server.is_connected else "disconnected"
             lost = f", {server.lost} lines lost" if server.lost else ""
             found.append(f"log client: {server.address[0]}:{server.address[1]} {state}{lost}")
-        if self._path:
-            found.append(f"file: {self._path}")
+        if self._file is not None:
+            found.append(f"file: {self._file.path}")
         return found
 
     # -- puts ----------------------------------------------------------------------------------------
@@ -294,26 +394,33 @@ class CaPutLog:
     def _write(self, burst: _Burst) -> None:
         burst.settle()
         put = burst.last
-        if put is None or (self.mode == ON_CHANGE and not burst.count and _same(put.old, put.new)):
+        if put is None or (self.mode == ON_CHANGE and not burst.changes):
             return
         try:
-            text = self._json(burst, put) if self.is_json else self._text(burst, put)
-            line = text.encode("utf-8", "replace")
+            line = (self._json(burst, put) if self.is_json else self._text(burst, put)).encode() + b"\n"
             for server in self._servers:
-                server.send(line)
+                server.send(self.prefix.encode() + line)
             if self._file is not None:
                 self._file.write(line)
+                self._file_failed = False
         except OSError as error:
-            _log.error("caPutLog: %s: %s", self._path, error.strerror or error)
+            if not self._file_failed and self._file is not None:
+                _log.error(
+                    "caPutLog: %s: %s; puts have no line there", self._file.path, error.strerror or error
+                )
+            self._file_failed = True
         except Exception:  # noqa: BLE001 - the next put must still be logged
             _log.exception("caPutLog: a put has no line")
 
     def _text(self, burst: _Burst, put: NotedPut) -> str:
-        when = datetime.fromtimestamp(put.when).strftime(self.time_format)  # noqa: DTZ006 - local time, as caPutLog
-        line = f"{when} {_word(put.host)} {_word(put.account)} {_word(put.pv)} new={_value(put.new)} old={_value(burst.old)}"
+        nanoseconds = f"{put.when % 1:.9f}"[2:]
+        form = _FRACTION.sub(lambda match: nanoseconds[: int(match[1] or 9)], self.time_format)
+        when = datetime.fromtimestamp(put.when).strftime(form)  # noqa: DTZ006 - local time, as caPutLog
+        names = " ".join(_word(each) for each in (put.host, put.account or _UNTOLD, put.pv))
+        line = f"{when} {names} new={_value(put.new)} old={_value(burst.old)}"
         if burst.count:
             line += f" min={_value(burst.least)} max={_value(burst.greatest)}"
-        return line[: _TEXT - 1] + "\n"
+        return line
 
     def _json(self, burst: _Burst, put: NotedPut) -> str:
         when = datetime.fromtimestamp(put.when)  # noqa: DTZ006
@@ -322,6 +429,7 @@ class CaPutLog:
             "time": when.strftime("%H:%M:%S.") + f"{when.microsecond // 1000:03d}",
             "host": put.host,
             "user": put.account,
+            "method": put.method,
             **self.metadata,
             "pv": put.pv,
         }
@@ -332,51 +440,81 @@ class CaPutLog:
         if burst.count:
             record["min"], record["max"] = _json_value(burst.least)[0], _json_value(burst.greatest)[0]
             record["burst"] = burst.count
-        return json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n"
+        text = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+        # JSON itself escapes only some of the characters that divide lines or change what a terminal shows.
+        return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number)
+    return isinstance(value, int | float)
 
 
 def _same(old: Any, new: Any) -> bool:
-    return (
-        bool(np.array_equal(old, new))
-        if isinstance(new, np.ndarray) or isinstance(old, np.ndarray)
-        else old == new
-    )
+    """Whether a put brings no change; NaN is no change of NaN."""
+    if hasattr(old, "dtype") or hasattr(new, "dtype"):
+        import numpy as np
+
+        return bool(np.array_equal(old, new))
+    return bool(old == new) or (old != old and new != new)  # noqa: PLR0124
+
+
+def _escaped(text: str, most: int, *, also: str = "") -> str:
+    """Escape as EPICS Base does (epicsStrnEscapedFromRaw), up to a length; printable text in UTF-8 stays."""
+    found = ""
+    for char in text:
+        if ord(char) in _ESCAPES:
+            part = "\\" + _ESCAPES[ord(char)]
+        elif char.isprintable() and char not in also:
+            part = char
+        else:
+            is_octet = "\udc80" <= char <= "\udcff"
+            octets = char.encode("utf-8", "surrogateescape" if is_octet else "surrogatepass")
+            part = "".join(f"\\x{octet:02x}" for octet in octets)
+        if len(found) + len(part) > most:
+            break
+        found += part
+    return found
 
 
 def _word(text: str) -> str:
-    """Return text without what would divide the line."""
-    return "".join(char if char.isprintable() and not char.isspace() else "_" for char in text) or "_"
+    """Return a name without what would divide the line."""
+    return _escaped(text, _NAME, also=" ")
 
 
 def _value(value: Any) -> str:
     """Write a value as caPutLog's text; of an array its first element."""
-    if isinstance(value, np.ndarray | list | tuple):
-        value = value[0] if len(value) else ""
-    if isinstance(value, bool | np.bool_):
+    value = _plain(value)
+    if isinstance(value, list):
+        value = value[0] if value else ""
+    if isinstance(value, bool | int):
         return str(int(value))
-    if isinstance(value, int | np.integer):
-        return str(int(value))
-    if isinstance(value, float | np.floating):
-        return f"{float(value):g}"
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return '"' + json.dumps(text, ensure_ascii=True)[1:-1] + '"'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f'"{_escaped(str(value), _TEXT)}"'
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numpy; of an array, as a list, what fits into a line of JSON."""
+    if hasattr(value, "dtype"):
+        return value[: max(_OCTETS // value.itemsize, 1)].tolist() if value.ndim else value.item()
+    if isinstance(value, list | tuple):
+        return list(value[: _OCTETS // 40])
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _json_value(value: Any) -> tuple[Any, int | None]:
     """Return a value for JSON, and the size of an array."""
-    if isinstance(value, np.ndarray | list | tuple):
-        width = value.itemsize if isinstance(value, np.ndarray) else 40
-        return [_json_value(each)[0] for each in value[: max(_OCTETS // max(width, 1), 1)]], len(value)
-    if isinstance(value, bool | np.bool_ | int | np.integer):
-        return int(value), None
-    if isinstance(value, float | np.floating):
-        number = float(value)
-        if math.isnan(number):
+    if getattr(value, "dtype", None) == "i1" and value.ndim:
+        # CHAR: in caPutLog's JSON it is text.
+        octets = value[:_OCTETS].tobytes().partition(b"\0")[0]
+        return [octets.decode("utf-8", "surrogateescape")], len(value)
+    plain = _plain(value)
+    if isinstance(plain, list):
+        return [_json_value(each)[0] for each in plain], len(value)
+    if isinstance(plain, bool | int):
+        return int(plain), None
+    if isinstance(plain, float):
+        if math.isnan(plain):
             return "Nan", None
-        return (number if math.isfinite(number) else "Infinity" if number > 0 else "-Infinity"), None
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text.encode("utf-8", "replace").decode()[:_OCTETS], None
+        return (plain if math.isfinite(plain) else "Infinity" if plain > 0 else "-Infinity"), None
+    return str(plain)[:_OCTETS], None

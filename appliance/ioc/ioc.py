@@ -168,7 +168,7 @@ class Ioc:
         await asyncio.to_thread(self.load)
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
         self._stack.callback(self.put_log.close)
-        register_put_log(self.put_log.ca_put_log)
+        register_put_log(self.put_log.ca_put_log, lambda: self.loading.access_step is not None)
         if plan.ca_put_log is not None:
             start_put_log(self.put_log.ca_put_log, plan.ca_put_log)
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))

@@ -58,6 +58,7 @@ class Watched:
                 self._operation.name,
                 f"{channel.record}.{channel.field}",
                 peer.account,
+                peer.method,
                 peer.peer,
                 old,
                 self._new,
@@ -155,7 +156,7 @@ class PutLog:
             {"peer": put.host},
         )
         self.ca_put_log.note(
-            NotedPut(put.pv, f"{put.record}.{put.field}", put.account, put.host, put.old, put.new)
+            NotedPut(put.pv, f"{put.record}.{put.field}", put.account, "ca", put.host, put.old, put.new)
         )
 
     def _write(self, record: dict[str, Any], facts: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -23,8 +24,15 @@ PUT_LOG_COMMANDS: Final = (
     "caPutLogSetBurstTimeout",
     "caPutLogSetTimeFmt",
     "caPutLogShow",
+    "iocLogPrefix",
 )
 """The commands of :func:`register_put_log`."""
+
+_VARIABLES: Final = {
+    "caPutLog": "EPICS_CA_PUT_LOG_ADDR",
+    "caPutJsonLog": "EPICS_CA_JSON_PUT_LOG_ADDR",
+}
+"""Beginnings of the commands, and the variables that name servers."""
 
 
 def start_put_log(log: CaPutLog, plan: CaPutLogPlan) -> None:
@@ -41,15 +49,23 @@ def start_put_log(log: CaPutLog, plan: CaPutLogPlan) -> None:
         log.add_servers(parse_servers(plan.servers))
 
 
-def register_put_log(log: CaPutLog) -> None:
-    """Add the commands."""
+def register_put_log(log: CaPutLog, has_rules: Callable[[], bool]) -> None:
+    """Add the commands.
+
+    Args:
+        log: The log.
+        has_rules: Tells whether there is an access security file, without which no put is selected.
+    """
     add: Any = dbcore.register_command
-    for kind, is_json in (("caPutLog", False), ("caPutJsonLog", True)):
-        variable = "EPICS_CA_JSON_PUT_LOG_ADDR" if is_json else "EPICS_CA_PUT_LOG_ADDR"
+    add(
+        "iocLogPrefix", [("prefix", str)], partial(_prefix, log), "Begin each line for log servers with it.\n"
+    )
+    for kind in _VARIABLES:
+        variable = _VARIABLES[kind]
         add(
             f"{kind}Init",
             [("host[:port] ...", str), ("config", int), ("burst timeout", float)],
-            partial(_init, log, kind, variable),
+            partial(_init, log, kind, has_rules),
             f"Log puts to servers; without one to {variable}. config: -1 none, 0 changes, 1 all, 2 no bursts.\n",
         )
         add(
@@ -76,9 +92,17 @@ def register_put_log(log: CaPutLog) -> None:
     )
 
 
-def _init(log: CaPutLog, kind: str, variable: str, servers: str | None, mode: int, burst_s: float) -> None:
+def _init(
+    log: CaPutLog, kind: str, has_rules: Callable[[], bool], servers: str | None, mode: int, burst_s: float
+) -> None:
     if dbcore.ioc_state() is not dbcore.IocState.RUNNING:
-        raise ApplianceError(f"{kind}Init: access security is not active: use it after iocInit")
+        raise ApplianceError(f"{kind}Init: access security is not active yet: use it after iocInit")
+    if not has_rules():
+        raise ApplianceError(
+            f"{kind}Init: there is no access security file, so no put is selected: before iocInit use asSetFilename "
+            "with a file whose rules have TRAPWRITE"
+        )
+    variable = _VARIABLES[kind]
     is_json = kind == "caPutJsonLog"
     if log.is_running and log.is_json is not is_json:
         raise ApplianceError(f"{kind}Init: the put log runs in the other form; there is one form at a time")
@@ -117,4 +141,13 @@ def _format(log: CaPutLog, form: str | None) -> None:
 def _metadata(log: CaPutLog, name: str | None, value: str | None) -> None:
     if not name or value is None:
         raise ApplianceError("usage: caPutJsonLogAddMetadata(property, value)")
-    log.metadata = {**log.metadata, name: value}
+    log.add_metadata(name, value)
+
+
+def _prefix(log: CaPutLog, prefix: str | None) -> None:
+    if not prefix or not prefix.isprintable():
+        raise ApplianceError('usage: iocLogPrefix("NAME ")')
+    if log.prefix and prefix != log.prefix:
+        raise ApplianceError(f"iocLogPrefix: the prefix is {log.prefix!r} already and cannot be changed")
+    log.prefix = prefix
+    dbcore.set_log_prefix(prefix)
