@@ -138,6 +138,9 @@ class Ioc:
             raise
         for warning in result.warnings:
             _log.warning("%s", warning)
+        for fault in result.faults:
+            # EPICS says it too, without the file, and goes on.
+            _log.error("%s", fault)
 
         self.loading.site_code(is_trial=False)
         for name, value in (("ENGINEER", self.plan.engineer), ("LOCATION", self.plan.location)):

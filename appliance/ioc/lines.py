@@ -16,6 +16,7 @@ __all__ = ["REGISTRAR", "captured_line", "explained", "run_line", "words_of"]
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s,()"\']+)')
 _NOT_FOUND: Final = re.compile(r"Command '?([^\s']+)'? not (?:found|registered)")
 REGISTRAR: Final = "_registerRecordDeviceDriver"
+_NO_VARIABLE: Final = re.compile(r"No known var '([^']+)'|[Vv]ariable '?(\w+)'? not (?:found|registered)")
 _PAGE: Final = "see 'What this IOC does not have' in its documentation"
 _MISSING: Final = (
     (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
@@ -59,6 +60,10 @@ def run_line(line: str) -> ApplianceError | None:
     error = dbcore.shell_line(line)
     if error is not None and (missing := _NOT_FOUND.search(str(error))) is not None:
         return ApplianceError(explained(missing[1]))
+    if error is not None and (variable := _NO_VARIABLE.search(str(error))) is not None:
+        return ApplianceError(
+            f"var: this IOC has no variable {variable[1] or variable[2]!r}; 'var' alone lists them; {_PAGE}"
+        )
     return error
 
 
