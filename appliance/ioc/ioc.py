@@ -91,6 +91,7 @@ class Ioc:
         """Whether the database runs and its records are served, unless ``switched_off``."""
         self.switched_off = ""
         """The variable that forbids to serve records over PVAccess; empty if none does."""
+        self._rereading: asyncio.Task[None] | None = None
         self._links_config: ClientConfig | None = None
         """The settings of the links' client, once they are known."""
         self._failure: ApplianceError | None = None
@@ -244,6 +245,7 @@ class Ioc:
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
         self._start_links()
+        self.loading.reread.ask = self._ask_reread
         self.attached = True
 
     def _start_links(self) -> None:
@@ -279,6 +281,24 @@ class Ioc:
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         await self.access.reload(step)
+
+    async def _reread_access(self) -> None:
+        """Read the access security file again because a record asks for it."""
+        reread = self.loading.reread
+        reread.begin()
+        failed = False
+        try:
+            await self.reload_access()
+        except ApplianceError as error:
+            failed = True
+            _log.error("the access security file was not read again: %s", error)
+        await asyncio.to_thread(reread.done, failed=failed)
+
+    def _ask_reread(self) -> None:
+        def start() -> None:
+            self._rereading = self.loop.create_task(self._reread_access())
+
+        self.loop.call_soon_threadsafe(start)
 
     def server_counts(self) -> ServerCounts:
         """Return how many clients and channels the server has."""
@@ -355,6 +375,9 @@ class Ioc:
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
+        self.loading.reread.ask = None
+        if self._rereading is not None:
+            await asyncio.gather(self._rereading, return_exceptions=True)
         await self.stats.stop()
         await asyncio.to_thread(self.autosave.close)
         await self.loading.links.close()

@@ -17,6 +17,7 @@ from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.libraries import SiteLibraries
 from appliance.ioc.links.all_links import AllLinks
+from appliance.ioc.reread import Reread
 from appliance.ioc.script import ScriptRunner
 from appliance.ioc.stats import SHIPPED
 
@@ -44,6 +45,8 @@ class Loading:
         self.links = AllLinks()
         """The PVA links of the records."""
         self.libraries = SiteLibraries(plan.libraries)
+        self.reread = Reread()
+        """Records that have the access security file read again."""
 
     # -- the plan ------------------------------------------------------------------------------------
 
@@ -55,6 +58,7 @@ class Loading:
         """
         plan = self.plan
         register_demo()
+        self.reread.register()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
         dbcore.boot(plan.definition or None, channel_access=plan.channel_access, declared=declaration("pva"))
         self.links.register()
