@@ -163,7 +163,8 @@ class Ioc:
         plan = self.plan
         await asyncio.to_thread(self.load)
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
-        self._stack.callback(self.put_log.close)
+        # It may wait for log servers, and clients are served meanwhile.
+        self._stack.push_async_callback(asyncio.to_thread, self.put_log.close)
         register_put_log(self.put_log.ca_put_log, lambda: self.loading.access_step is not None)
         if plan.ca_put_log is not None:
             start_put_log(self.put_log.ca_put_log, plan.ca_put_log)
@@ -225,6 +226,7 @@ class Ioc:
                 security = await asyncio.to_thread(read_access_file, self.loading.access_step)
                 self.access.use(security, self.loading.access_step)
             self.stats.start()
+            self.loading.reread.ask = self._ask_reread
             self.switched_off = why_not_served(report=True)
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
@@ -245,7 +247,6 @@ class Ioc:
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
         self._start_links()
-        self.loading.reread.ask = self._ask_reread
         self.attached = True
 
     def _start_links(self) -> None:

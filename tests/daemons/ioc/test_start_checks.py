@@ -29,7 +29,7 @@ FAULTS = {
     "link-type.db": (
         'record(ai, "L:1") { field(DTYP,"Soft Channel")\n field(INP,"@asyn(P)") }\n',
         ":2: ",
-        "L:1.INP: can't initialize link",
+        "L:1.INP: '@asyn(P)' is the address of a device",
     ),
     "group-json.db": (
         'record(ai, "L:1") {\n info(Q:group, {"g": {"v": {+channel: 5}}}) }\n',
