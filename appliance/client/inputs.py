@@ -116,6 +116,15 @@ class ExternalInputs:
                 late.cancel()
                 pauses.cancel()
 
+    async def reopen(self) -> None:
+        """Follow the same inputs with a new client; rules that use them do not hold meanwhile."""
+        names = list(self._tasks)
+        for name in names:
+            self._changed(name, None)
+        await self.close()
+        self._stack = AsyncExitStack()
+        self.follow(names)
+
     async def close(self) -> None:
         """Stop following all inputs, and close the client."""
         tasks: list[asyncio.Task[Any]] = list(self._tasks.values())

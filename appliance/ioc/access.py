@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from appliance.acf import AccessSecurity, Decision, Principal
 from appliance.client.context import Context
 from appliance.client.inputs import ExternalInputs
-from appliance.config.pva import ServerConfig
+from appliance.config.pva import ClientConfig, ServerConfig
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import DBE_ALARM, DBE_VALUE, DBChannel
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.macros import parse_macros
-from appliance.ioc.own_client import open_own_client
+from appliance.ioc.own_client import open_own_client, own_client_config, with_tls_of
 from appliance.pva.credentials import Credentials
 from appliance.server.access import Rights
 from appliance.server.access_file import load_access_file
@@ -31,6 +31,7 @@ __all__ = ["FieldAccess", "read_access_file"]
 
 _log: Final = logging.getLogger(__name__)
 _INVALID: Final = 3
+_INPUTS: Final = "inputs of access security"
 _MAX_PRINCIPALS: Final = 4096
 _NAMED: Final = 5
 """The most names in one line of the log."""
@@ -137,6 +138,8 @@ class FieldAccess:
         self._stream: EventStream | None = None
         self._inputs: dict[str, _Input] = {}
         self._external: ExternalInputs | None = None
+        self._client_config: ClientConfig | None = None
+        """The settings of its client, once they are known."""
         self._values: dict[str, float | None] = {}
         self._users: dict[str, int] = {}
         """Number of open PVs of each record, by record name."""
@@ -225,11 +228,26 @@ class FieldAccess:
         if self._external is not None:
             await self._external.close()
 
+    async def reconfigure(self, config: ServerConfig | None, environ: Mapping[str, str]) -> None:
+        """Follow inputs on other servers with another keychain and TLS options, if these differ.
+
+        Args:
+            config: The settings of the server.
+            environ: The environment.
+        """
+        former = self._client_config or own_client_config(self._config, _INPUTS)
+        self._config = config
+        self._client_config = with_tls_of(former, own_client_config(config, _INPUTS, environ))
+        if self._external is not None and self._client_config != former:
+            await self._external.reopen()
+
     def _open_client(self) -> AbstractAsyncContextManager[Context]:
         """Open the client for inputs on other servers."""
+        if self._client_config is None:
+            self._client_config = own_client_config(self._config, _INPUTS)
         return open_own_client(
-            self._config,
-            "inputs of access security",
+            self._client_config,
+            _INPUTS,
             "rules that use them do not hold",
             require_tls=self._inputs_require_tls,
         )

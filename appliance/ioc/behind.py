@@ -7,20 +7,106 @@ records are read together, with their latest values, and sent in the order in wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sized
 from itertools import islice
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from appliance.ioc.dbcore import Reading
-from appliance.server.channel import ChannelOwner
-from appliance.server.operation import PUMP_LIMIT, Subscription, Update
+from appliance.server.operation import PUMP_LIMIT, Update
 
-__all__ = ["Backlog", "Backlogs", "Watched", "Watcher"]
+__all__ = [
+    "Backlog",
+    "Backlogs",
+    "Connection",
+    "OneOf",
+    "Pumped",
+    "Subscriber",
+    "Waiting",
+    "Watched",
+    "Watcher",
+]
 
 _AT_ONCE: Final = 512
 """Marked records that are read and sent together, before the loop serves others."""
 _WEIGHT: Final = 256 * 1024
 """Octets of values that are read together, if there are large ones."""
+
+
+class Pumped(Protocol):
+    """What a connection calls when it accepts more."""
+
+    def pump(self) -> bool:
+        """Send; return whether there is more."""
+
+
+class Connection(Protocol):
+    """The connection of a subscriber, as a backlog needs it."""
+
+    def dirty(self, waiting: Pumped) -> None:
+        """Pump ``waiting`` soon."""
+
+
+class OneOf(Protocol):
+    """The channel of a subscriber."""
+
+    @property
+    def owner(self) -> Connection:
+        """The connection to which it belongs."""
+
+
+class Waiting(Protocol):
+    """What waits to be sent on a connection."""
+
+    size: int
+    """Octets."""
+
+
+class Subscriber(Protocol):
+    """Who gets updates from a feed: :class:`~appliance.server.operation.Subscription` of a client, or what stands for one."""
+
+    running: bool
+    """Whether updates are wanted."""
+    state: Any
+    """The events that it wants, for a record."""
+    on_room: Callable[[], None] | None
+    """Called when it accepts more."""
+
+    @property
+    def channel(self) -> OneOf:
+        """Its channel."""
+
+    @property
+    def queue(self) -> Sized:
+        """Updates that wait to be sent."""
+
+    @property
+    def queue_size(self) -> int:
+        """The most updates that wait."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether updates are kept in a queue before they are merged."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether an update finds a place."""
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the client accepts an update at present."""
+
+    @property
+    def outbox(self) -> Waiting:
+        """What waits on its connection."""
+
+    def post(self, update: Update) -> None:
+        """Take an update."""
+
+    def pump(self) -> bool:
+        """Send what waits; return whether the rest waits only for room."""
+
+    def sender(self, bits: int, code: str, overrun: int = 0) -> Callable[..., bool] | None:
+        """Return a function that sends the same few numbers again and again; None if there is none."""
 
 
 class Watcher:
@@ -46,7 +132,7 @@ class Watcher:
         "subscription",
     )
 
-    def __init__(self, feed: Watched, subscription: Subscription, backlog: Backlog) -> None:
+    def __init__(self, feed: Watched, subscription: Subscriber, backlog: Backlog) -> None:
         self.feed = feed
         self.subscription = subscription
         self.backlog = backlog
@@ -116,7 +202,7 @@ class Watched:
     """Events that were only counted, of all feeds."""
 
     def __init__(self) -> None:
-        self.watchers: dict[Subscription, Watcher] = {}
+        self.watchers: dict[Subscriber, Watcher] = {}
         self.marked = 0
         self.missed = 0
         self.weight = 64
@@ -175,7 +261,7 @@ class Backlog:
 
     __slots__ = ("_owner", "_waits", "is_behind", "users", "waiting")
 
-    def __init__(self, owner: ChannelOwner) -> None:
+    def __init__(self, owner: Connection) -> None:
         self._owner = owner
         self._waits = False
         self.users = 0
@@ -201,7 +287,7 @@ class Backlog:
                 missed.setdefault(type(feed), {})[feed] = None
         for kind, feeds in missed.items():
             kind.catch_up(list(feeds))
-        outbox = batch[0].subscription.wire.outbox if batch else None
+        outbox = batch[0].subscription.outbox if batch else None
         for watcher in batch:
             if outbox is not None and outbox.size > PUMP_LIMIT:
                 break
@@ -228,7 +314,7 @@ class Backlog:
         subscription = watcher.subscription
         if subscription.queue and subscription.pump():
             return False
-        if subscription.queue or not subscription.wire.may_send:
+        if subscription.queue or not subscription.may_send:
             # The client itself accepts nothing at present. Others must not wait for it.
             del self.waiting[watcher]
             subscription.on_room = watcher.resume
@@ -250,9 +336,9 @@ class Backlogs:
     __slots__ = ("_of",)
 
     def __init__(self) -> None:
-        self._of: dict[ChannelOwner, Backlog] = {}
+        self._of: dict[Connection, Backlog] = {}
 
-    def join(self, feed: Watched, subscription: Subscription) -> Watcher:
+    def join(self, feed: Watched, subscription: Subscriber) -> Watcher:
         """Make a client of a feed."""
         owner = subscription.channel.owner
         backlog = self._of.get(owner)

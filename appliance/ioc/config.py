@@ -11,7 +11,9 @@ from appliance.config.loader import Settings, default
 from appliance.config.secret import FilePath
 from appliance.config.settings import ServerSettings
 from appliance.daemon.logging import faults_of_level
+from appliance.errors import ConfigurationError
 from appliance.ioc import dbcore
+from appliance.ioc.caputlog import parse_servers
 
 __all__ = [
     "AccessFile",
@@ -84,6 +86,21 @@ class StatsRecords(Settings, frozen=True, kw_only=True):
     """The text of `<prefix>:LOCATION`; by default the variable `LOCATION`."""
 
 
+class CaPutLogSettings(Settings, frozen=True, kw_only=True):
+    """The put log in the form of the module caPutLog, beside `put_log`."""
+
+    servers: tuple[Annotated[str, Meta(min_length=1, max_length=260)], ...] = ()
+    """Log servers, `HOST` or `HOST:PORT`; the port is 7011 where none is given. Give servers, or a file, or both."""
+    file: FilePath = default(FilePath())
+    """A file to which the lines are appended."""
+    format: Literal["text", "json"] = "text"
+    """The form of the lines: that of `caPutLogInit`, or that of `caPutJsonLogInit`."""
+    mode: Literal["changes", "all", "unfiltered"] = "changes"
+    """`changes`: not puts of the same value; `all`: these too, both with bursts combined; `unfiltered`: every single put."""
+    burst_timeout: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    """Seconds without a put after which a burst is over."""
+
+
 class IocConfig(Settings, frozen=True, kw_only=True):
     """The IOC's configuration file."""
 
@@ -115,6 +132,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     """A file for the log of puts that access security selects (TRAPWRITE); each record seals the records before it."""
     put_log_required: bool = True
     """Refuse puts that must be logged while `put_log` cannot be written; false: do them and log an error."""
+    ca_put_log: CaPutLogSettings | None = None
+    """Log the same puts as the module caPutLog does."""
     channel_access: bool = False
     """Serve Channel Access too. It has no TLS and no proof of identity: only rules of `acf` that need neither apply to it."""
     log_level: Annotated[str, Meta(max_length=256)] = "INFO"
@@ -132,6 +151,13 @@ class IocConfig(Settings, frozen=True, kw_only=True):
             raise ValueError(
                 "console_group: it has no effect without a console; give console, or remove console_group"
             )
+        if self.ca_put_log is not None:
+            if not self.ca_put_log.servers and not self.ca_put_log.file:
+                raise ValueError("ca_put_log: name servers, or a file")
+            try:
+                parse_servers(" ".join(self.ca_put_log.servers))
+            except ConfigurationError as error:
+                raise ValueError(f"ca_put_log.servers: {error.why}") from None
         if not self.put_log_required and not self.put_log:
             raise ValueError(
                 "put_log_required: it has no effect without a put log; give put_log, or remove put_log_required"
@@ -150,6 +176,16 @@ class LibraryStep(NamedTuple):
 
     file: str
     definitions: tuple[str, ...] = ()
+
+
+class CaPutLogPlan(NamedTuple):
+    """What the log in the form of caPutLog does."""
+
+    servers: str = ""
+    file: str = ""
+    is_json: bool = False
+    mode: int = 0
+    burst_s: float = 5.0
 
 
 class Plan(NamedTuple):
@@ -171,6 +207,7 @@ class Plan(NamedTuple):
     console_group: str = ""
     put_log: str = ""
     put_log_required: bool = True
+    ca_put_log: CaPutLogPlan | None = None
     channel_access: bool = False
     inputs_require_tls: bool = False
     organizations: tuple[str, ...] = ()
@@ -210,6 +247,18 @@ def is_substitutions(file: str) -> bool:
     return file.endswith((".substitutions", ".subs", ".sub"))
 
 
+def _ca_put_log(settings: CaPutLogSettings | None) -> CaPutLogPlan | None:
+    if settings is None:
+        return None
+    return CaPutLogPlan(
+        " ".join(settings.servers),
+        settings.file,
+        settings.format == "json",
+        ("changes", "all", "unfiltered").index(settings.mode),
+        settings.burst_timeout,
+    )
+
+
 def plan_of(config: IocConfig, folder: str = "") -> Plan:
     """Return the plan that a configuration file in ``folder`` asks for.
 
@@ -231,6 +280,7 @@ def plan_of(config: IocConfig, folder: str = "") -> Plan:
         console_group=config.console_group,
         put_log=config.put_log,
         put_log_required=config.put_log_required,
+        ca_put_log=_ca_put_log(config.ca_put_log),
         channel_access=config.channel_access,
         inputs_require_tls=config.acf is not None and config.acf.inputs_require_tls,
         organizations=config.acf.organizations if config.acf is not None else (),

@@ -1,7 +1,8 @@
 """The operators' console: the IOC shell on a UNIX socket.
 
 The socket belongs to a group, and only its members can open it. Each command is logged with its user. One
-line is one command; the answer is its output and then a prompt.
+line is one command; the answer is its output and then a prompt. A line that begins with a TAB asks for completions
+(:mod:`appliance.ioc.attach`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from appliance.errors import ConfigurationError
+from appliance.ioc.completion import Completer
 from appliance.ioc.lines import captured_line
 
 __all__ = ["Console"]
@@ -39,6 +41,7 @@ class Console:
         self._server: asyncio.AbstractServer | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._one = asyncio.Lock()
+        self._completer = Completer()
 
     async def start(self) -> None:
         """Make the socket.
@@ -120,6 +123,9 @@ class Console:
             writer.write(_PROMPT)
             await writer.drain()
             line = await reader.readline()
+            if line.startswith(b"\t"):
+                await self._complete(line, writer)
+                continue
             command = line.decode("utf-8", "replace").strip()
             if not line or command in ("exit", "quit"):
                 return
@@ -132,6 +138,13 @@ class Console:
             writer.write(text.encode())
             if not ok:
                 writer.write(b"(failed)\n")
+
+    async def _complete(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        """Answer a question for completions; it is no command and not logged."""
+        text, _, typed = line.decode("utf-8", "replace").strip("\r\n")[1:].partition("\t")
+        async with self._one:
+            found = await asyncio.to_thread(self._completer.found, text, typed)
+        writer.write("".join(f"{each}\n" for each in found if each.isprintable()).encode())
 
     async def stop(self) -> None:
         """Close the socket."""

@@ -61,7 +61,7 @@ class _Ordered(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=_NAME,
-        usage="softIocPVX [options] [st.cmd]\n       softIocPVX --config FILE",
+        usage="softIocPVX [options] [st.cmd]\n       softIocPVX --config FILE\n       softIocPVX --attach SOCKET",
         description="An EPICS IOC that serves its records with Secure PVAccess.",
         epilog=_EPILOG,
     )
@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         "organization always); *: of every organization",
     )
     add("-x", dest="exit_prefix", metavar="PREFIX", default="", help="add PREFIX:exit, which ends the IOC")
+    add(
+        "--attach",
+        metavar="SOCKET",
+        default="",
+        help="type at the console of an IOC that runs as a daemon, with history and completion; excludes all else",
+    )
     add_daemon_options(
         parser,
         config="run as a daemon, as a YAML file says; excludes the options above",
@@ -114,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.print_schema:
             return _print_schema()
+        if options.attach:
+            return _attach(parser, options)
         require("ioc")
         if options.config is not None:
             return _daemon(parser, options)
@@ -176,14 +184,25 @@ def _print_schema() -> int:
     return EXIT_OK
 
 
+_PLAIN: Final = (
+    "steps", "definition", "exit_prefix", "script", "no_shell", "shell", "verbose", "organizations", "enforce_read",
+)  # fmt: skip
+"""What belongs to an IOC that is started by its command line."""
+
+
+def _attach(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if any(getattr(options, name) for name in (*_PLAIN, "config", "check_config", "print_config")):
+        parser.error("--attach cannot be combined with other options")
+    from appliance.ioc.attach import attach
+
+    return EXIT_OK if attach(options.attach) else EXIT_FAILURE
+
+
 def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from appliance.config import loader
     from appliance.ioc.config import IocConfig, plan_of
 
-    plain = (
-        "steps", "definition", "exit_prefix", "script", "no_shell", "shell", "verbose", "organizations", "enforce_read",
-    )  # fmt: skip
-    if any(getattr(options, name) for name in plain):
+    if any(getattr(options, name) for name in _PLAIN):
         parser.error("--config cannot be combined with other options; write the settings into the file")
     document = loader.load_document(options.config, IocConfig)
     effective = resolve_server(yaml=document.section("pva"))

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Final, Self
 
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.behind import Watched, Watcher
+from appliance.ioc.behind import Subscriber, Watched, Watcher
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_VALUE, Reading
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.record import Record
-from appliance.server.operation import Subscription, Update
+from appliance.server.operation import Update
 
 __all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "is_same", "log_unread"]
 
@@ -163,7 +163,7 @@ class Feed(Watched, EventSink):
             if reading is not None:
                 feed.post(reading, several=missed > 1)
 
-    def join(self, subscription: Subscription) -> None:
+    def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""
         update, reading = self._snapshot()
         watcher = self.watchers[subscription] = self._backlogs.join(self, subscription)
@@ -184,7 +184,7 @@ class Feed(Watched, EventSink):
             bits &= ~mapping.alarm_bits
         return Update(mapping.type, store, bits), reading
 
-    def leave(self, subscription: Subscription) -> None:
+    def leave(self, subscription: Subscriber) -> None:
         """Forget a client."""
         watcher = self.watchers.pop(subscription, None)
         if watcher is not None:

@@ -12,7 +12,7 @@ from typing import Final
 from appliance.acf import AccessSecurity
 from appliance.certmon.endpoints import open_server, reconfigure_server
 from appliance.client.context import Context
-from appliance.config.pva import ServerConfig, resolve_client, resolve_server
+from appliance.config.pva import ClientConfig, ServerConfig, resolve_client, resolve_server
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports
 from appliance.ioc.access import FieldAccess, read_access_file
@@ -26,9 +26,10 @@ from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
-from appliance.ioc.own_client import open_own_client
+from appliance.ioc.own_client import TLS_SETTINGS, open_own_client, own_client_config, with_tls_of
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
+from appliance.ioc.putlog_commands import register_put_log, start_put_log
 from appliance.ioc.qsrv_env import LateSettings, shell_environment, why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
@@ -39,17 +40,7 @@ from appliance.server.server import Server
 __all__ = ["Ioc"]
 
 _log: Final = logging.getLogger(__name__)
-_TLS_SETTINGS: Final = (
-    "no_status_cache",
-    "status_cache_dir",
-    "tls_keychain",
-    "tls_keychain_default",
-    "tls_keychain_password",
-    "tls_keylog_file",
-    "tls_options",
-    "tls_stop_if_no_cert",
-)
-"""What a running server can use anew."""
+_LINKS: Final = "PVA links"
 
 
 def _from_environment() -> ServerConfig:
@@ -100,6 +91,9 @@ class Ioc:
         """Whether the database runs and its records are served, unless ``switched_off``."""
         self.switched_off = ""
         """The variable that forbids to serve records over PVAccess; empty if none does."""
+        self._rereading: asyncio.Task[None] | None = None
+        self._links_config: ClientConfig | None = None
+        """The settings of the links' client, once they are known."""
         self._failure: ApplianceError | None = None
         self._late_settings = LateSettings()
         self._server: Server | None = None
@@ -137,6 +131,9 @@ class Ioc:
             raise
         for warning in result.warnings:
             _log.warning("%s", warning)
+        for fault in result.faults:
+            # EPICS says it too, without the file, and goes on.
+            _log.error("%s", fault)
 
         self.loading.site_code(is_trial=False)
         for name, value in (("ENGINEER", self.plan.engineer), ("LOCATION", self.plan.location)):
@@ -166,7 +163,11 @@ class Ioc:
         plan = self.plan
         await asyncio.to_thread(self.load)
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
-        self._stack.callback(self.put_log.close)
+        # It may wait for log servers, and clients are served meanwhile.
+        self._stack.push_async_callback(asyncio.to_thread, self.put_log.close)
+        register_put_log(self.put_log.ca_put_log, lambda: self.loading.access_step is not None)
+        if plan.ca_put_log is not None:
+            start_put_log(self.put_log.ca_put_log, plan.ca_put_log)
         self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))
         self._server.access.on_refused = self.put_log.refused
         if plan.script:
@@ -225,6 +226,7 @@ class Ioc:
                 security = await asyncio.to_thread(read_access_file, self.loading.access_step)
                 self.access.use(security, self.loading.access_step)
             self.stats.start()
+            self.loading.reread.ask = self._ask_reread
             self.switched_off = why_not_served(report=True)
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
@@ -249,14 +251,24 @@ class Ioc:
 
     def _start_links(self) -> None:
         assert self.records is not None
-        required = self.config.tls_options.tls_required
 
         def opener() -> AbstractAsyncContextManager[Context]:
-            return open_own_client(
-                self.config, "PVA links", "they connect to nothing outside", require_tls=required
-            )
+            if self._links_config is None:
+                self._links_config = own_client_config(self.config, _LINKS)
+            return self._open_links(self._links_config)
 
         self.loading.links.start(self.records, self.groups, opener)
+
+    def _open_links(self, config: ClientConfig) -> AbstractAsyncContextManager[Context]:
+        required = self.config.tls_options.tls_required
+        return open_own_client(config, _LINKS, "they connect to nothing outside", require_tls=required)
+
+    def _other_links_config(self, server: ServerConfig) -> ClientConfig:
+        """Return the settings of the links' client if the server has these."""
+        if self._links_config is None:
+            self._links_config = own_client_config(self.config, _LINKS)
+        new = own_client_config(server, _LINKS, shell_environment())
+        return with_tls_of(self._links_config, new)
 
     # -- reports -------------------------------------------------------------------------------------
 
@@ -270,6 +282,24 @@ class Ioc:
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         await self.access.reload(step)
+
+    async def _reread_access(self) -> None:
+        """Read the access security file again because a record asks for it."""
+        reread = self.loading.reread
+        reread.begin()
+        failed = False
+        try:
+            await self.reload_access()
+        except ApplianceError as error:
+            failed = True
+            _log.error("the access security file was not read again: %s", error)
+        await asyncio.to_thread(reread.done, failed=failed)
+
+    def _ask_reread(self) -> None:
+        def start() -> None:
+            self._rereading = self.loop.create_task(self._reread_access())
+
+        self.loop.call_soon_threadsafe(start)
 
     def server_counts(self) -> ServerCounts:
         """Return how many clients and channels the server has."""
@@ -307,12 +337,28 @@ class Ioc:
             ApplianceError: The settings cannot be used; the former ones stay in use.
         """
         config = await asyncio.to_thread(self._resolve)
-        used = self.config._replace(**{name: getattr(config, name) for name in _TLS_SETTINGS})
+        used = self.config._replace(**{name: getattr(config, name) for name in TLS_SETTINGS})
         waiting = [name for name in config.__fields__ if getattr(config, name) != getattr(used, name)]
-        await reconfigure_server(
-            self.server, used, status_client=resolve_client(environ=shell_environment()).config
+        links_config = self._other_links_config(used)
+        changes_links = links_config != self._links_config
+        opened = (
+            await self.loading.links.open_another(lambda: self._open_links(links_config))
+            if changes_links
+            else None
         )
+        try:
+            await reconfigure_server(
+                self.server, used, status_client=resolve_client(environ=shell_environment()).config
+            )
+        except BaseException:
+            if opened is not None:
+                await opened.stack.aclose()
+            raise
         self.config = used
+        if changes_links:
+            self._links_config = links_config
+            await self.loading.links.use(lambda: self._open_links(links_config), opened)
+        await self.access.reconfigure(used, shell_environment())
         lines = ["Reconfiguring Secure PVAccess"]
         lines += [f"{name} has changed: it is used after a restart" for name in waiting]
         return lines
@@ -330,6 +376,9 @@ class Ioc:
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
+        self.loading.reread.ask = None
+        if self._rereading is not None:
+            await asyncio.gather(self._rereading, return_exceptions=True)
         await self.stats.stop()
         await asyncio.to_thread(self.autosave.close)
         await self.loading.links.close()

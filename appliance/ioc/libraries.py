@@ -176,7 +176,7 @@ class SiteLibraries:
         if not is_linked and step.definitions:
             self.warnings.append(
                 f"{step.file}: it is not linked with EPICS Base, so nobody can tell for which version it was compiled; "
-                f"link it with -ldbCore -lCom of EPICS {version}"
+                f"link it with -Wl,--no-as-needed -ldbCore -lCom of EPICS {version}"
             )
 
     def _check_undefined(self, objects: dict[str, SharedObject]) -> None:

@@ -16,12 +16,12 @@ __all__ = ["REGISTRAR", "captured_line", "explained", "run_line", "words_of"]
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s,()"\']+)')
 _NOT_FOUND: Final = re.compile(r"Command '?([^\s']+)'? not (?:found|registered)")
 REGISTRAR: Final = "_registerRecordDeviceDriver"
+_NO_VARIABLE: Final = re.compile(r"No known var '([^']+)'|[Vv]ariable '?(\w+)'? not (?:found|registered)")
 _PAGE: Final = "see 'What this IOC does not have' in its documentation"
 _MISSING: Final = (
     (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
     (("drvAsyn", "asyn", "Stream", "streamSet", "vxi11", "Modbus", "modbus", "drvModbus", "motor", "asynMotor"), "this IOC has no asyn and no drivers in C"),
     (("NDStd", "ND", "ADCore", "simDetector", "startPVA"), "this IOC has no areaDetector"),
-    (("caPutLog", "caPutJsonLog"), "puts are logged by TRAPWRITE in the access security file, and by 'put_log' of the configuration"),
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
     (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
@@ -60,6 +60,10 @@ def run_line(line: str) -> ApplianceError | None:
     error = dbcore.shell_line(line)
     if error is not None and (missing := _NOT_FOUND.search(str(error))) is not None:
         return ApplianceError(explained(missing[1]))
+    if error is not None and (variable := _NO_VARIABLE.search(str(error))) is not None:
+        return ApplianceError(
+            f"var: this IOC has no variable {variable[1] or variable[2]!r}; 'var' alone lists them; {_PAGE}"
+        )
     return error
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from appliance.errors import ApplianceError, ConfigurationError
@@ -17,6 +17,7 @@ from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
 from appliance.ioc.libraries import SiteLibraries
 from appliance.ioc.links.all_links import AllLinks
+from appliance.ioc.reread import Reread
 from appliance.ioc.script import ScriptRunner
 from appliance.ioc.stats import SHIPPED
 
@@ -35,6 +36,8 @@ class Loading:
         self.group_files = list(plan.groups)
         self.loaded: list[LoadStep] = []
         """Databases and substitution files, in this order."""
+        self.warnings: list[str] = []
+        """What EPICS ignores in substitution files."""
         self.macros = ""
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
@@ -42,6 +45,8 @@ class Loading:
         self.links = AllLinks()
         """The PVA links of the records."""
         self.libraries = SiteLibraries(plan.libraries)
+        self.reread = Reread()
+        """Records that have the access security file read again."""
 
     # -- the plan ------------------------------------------------------------------------------------
 
@@ -53,6 +58,7 @@ class Loading:
         """
         plan = self.plan
         register_demo()
+        self.reread.register()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
         dbcore.boot(plan.definition or None, channel_access=plan.channel_access, declared=declaration("pva"))
         self.links.register()
@@ -106,10 +112,13 @@ class Loading:
         if "/" not in step.file and not locate.exists(step.file) and (SHIPPED / step.file).is_file():
             step = step._replace(file=str(SHIPPED / step.file))
         template = is_substitutions(step.file) if as_template is None else as_template
-        if template and not os.access(step.file, os.R_OK):
-            # EPICS' reader of substitution files crashes if the file does not exist.
+        found = locate.read_substitutions(step) if template else None
+        if found is not None:
+            self.warnings.extend(found.warnings)
+        if step.file.endswith((".proto", ".protocol")):
             raise ConfigurationError(
-                "cannot be read: there is no such file, or no permission", file=step.file
+                "is a protocol file of StreamDevice, which this IOC does not have; databases load no protocols",
+                file=step.file,
             )
         if self.guard is not None:
             self.guard(step)
@@ -120,7 +129,8 @@ class Loading:
             else:
                 dbcore.load_records(step.file, step.macros or None)
         except ConfigurationError as error:
-            raise locate.better(error, step) from None
+            error = locate.better(error, step)
+            raise error if found is None else locate.loaded_by(error, step, found) from None
 
     def _say(self, text: str) -> None:
         if self.plan.is_verbose:
@@ -145,6 +155,12 @@ class Loading:
             self._load_template,
             'Load a substitution file: "file.substitutions", "MACRO=value,...".\n',
         )
+        add(
+            "dbLoadDatabase",
+            [("file", str), ("path", str), ("macros", str)],
+            self._load_definition,
+            'Load a definition file: "file.dbd", "folder:folder", "MACRO=value,...".\n',
+        )
         add("asSetSubstitutions", [("macros", str)], self._set_macros, "Macros for asSetFilename.\n")
         add(
             "asSetFilename",
@@ -163,6 +179,20 @@ class Loading:
         if not file:
             raise ApplianceError('usage: dbLoadTemplate("file.substitutions", "MACRO=value,...")')
         self.load(LoadStep(file, macros or ""), as_template=True)
+
+    @staticmethod
+    def _load_definition(file: str | None, path: str | None, macros: str | None) -> None:
+        if not file:
+            raise ApplianceError('usage: dbLoadDatabase("file.dbd")')
+        search = path or dbcore.environment_value("EPICS_DB_INCLUDE_PATH") or "."
+        name = dbcore.expand_environment(file)
+        if not any(Path(folder, name).is_file() for folder in search.split(":")):
+            where = "" if name.startswith("/") else f" in {search}"
+            raise ApplianceError(
+                f"dbLoadDatabase: there is no definition file {name!r}{where}; the record types of EPICS Base are loaded already, "
+                "and C code comes with 'libraries'"
+            )
+        dbcore.load_definition(name, search=search.encode("utf-8", "surrogateescape"), macros=macros)
 
     def _set_macros(self, macros: str | None) -> None:
         self.macros = macros or ""

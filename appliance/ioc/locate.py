@@ -6,6 +6,7 @@ file and line. So the files are read again, only for the message. Text that is n
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Final, NamedTuple
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.config import LoadStep, is_substitutions
-from appliance.ioc.dbcore import environment_value
+from appliance.ioc.dbcore import environment_value, expand_environment
 from appliance.ioc.macros import expand_known, parse_macros
+from appliance.ioc.substitutions import Substitutions, parse_substitutions
 
-__all__ = ["FileLine", "Item", "better", "exists", "find", "unclosed"]
+__all__ = ["FileLine", "Item", "better", "exists", "find", "loaded_by", "read_substitutions", "unclosed"]
 
 _TOKEN: Final = re.compile(r'#[^\n]*|"(?:[^"\\\n]|\\.)*"|[{}(),]|[^\s{}(),"#]+|"')
 _LIMIT: Final = 64 << 20
 _DEPTH: Final = 16
+_UNDEFINED: Final = re.compile(r"the macro (\S+) is not defined")
 
 
 class FileLine(NamedTuple):
@@ -51,6 +54,38 @@ def exists(name: str) -> bool:
     return any(path.exists() for path in _places(name))
 
 
+def read_substitutions(step: LoadStep) -> Substitutions:
+    """Read a substitution file, and look whether the databases that it names are there.
+
+    Raises:
+        ConfigurationError: It cannot be read, or it is wrong.
+    """
+    path = Path(step.file)
+    try:
+        if not path.is_file():
+            why = "it is no regular file" if path.exists() else "there is no such file, or no permission"
+            raise ConfigurationError(f"cannot be read: {why}", file=step.file)
+        with path.open("rb") as stream:
+            data = stream.read(_LIMIT + 1)
+    except OSError as error:
+        raise ConfigurationError(f"cannot be read: {error.strerror or error}", file=step.file) from None
+    if len(data) > _LIMIT:
+        raise ConfigurationError(
+            f"is larger than {_LIMIT} octets, which no substitution file is", file=step.file
+        )
+    found = parse_substitutions(data.decode("utf-8", "surrogateescape"), step.file, step.macros)
+    for load in found.loads:
+        name = expand_environment(load.file)
+        if not name or ("$" not in name and not exists(name)):
+            where = (
+                ""
+                if "/" in name
+                else f" in {environment_value('EPICS_DB_INCLUDE_PATH') or '.'} (EPICS_DB_INCLUDE_PATH)"
+            )
+            raise ConfigurationError(f"there is no database {name!r}{where}", file=step.file, line=load.line)
+    return found
+
+
 def _open(name: str) -> str | None:
     """Read the text of a database; it is searched where EPICS searches it."""
     for path in _places(name):
@@ -79,12 +114,11 @@ def _items(step: LoadStep, depth: int = 0) -> Iterator[Item]:
     text = _open(step.file)
     if text is None or depth > _DEPTH:
         return
-    macros = parse_macros(step.macros)
     if is_substitutions(step.file):
-        for file, values in _templates(text, macros):
+        for file, values in _templates(text, step.macros):
             yield from _database(file, values, depth + 1)
     else:
-        yield from _database(step.file, macros, depth)
+        yield from _database(step.file, parse_macros(step.macros), depth)
 
 
 def _database(file: str, macros: Mapping[str, str], depth: int) -> Iterator[Item]:
@@ -117,54 +151,10 @@ def _database(file: str, macros: Mapping[str, str], depth: int) -> Iterator[Item
             )
 
 
-def _templates(text: str, given: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the files that a substitution file loads, each with its macros."""
-    tokens = [_bare(word) for word, _, _ in _tokens(expand_known(text, given)) if word not in {"(", ")"}]
-    common: dict[str, str] = {}
-    at = 0
-    while at < len(tokens):
-        if tokens[at] == "global" and tokens[at + 1 : at + 2] == ["{"]:
-            values, at = _set(tokens, at + 2)
-            common.update(_pairs(values))
-        elif tokens[at] == "file" and tokens[at + 2 : at + 3] == ["{"]:
-            file = tokens[at + 1]
-            at += 3
-            names: list[str] | None = None
-            while at < len(tokens) and tokens[at] != "}":
-                if tokens[at] == "pattern" and tokens[at + 1 : at + 2] == ["{"]:
-                    names, at = _set(tokens, at + 2)
-                elif tokens[at] == "{":
-                    values, at = _set(tokens, at + 1)
-                    own = dict(zip(names, values, strict=False)) if names is not None else _pairs(values)
-                    yield file, {**given, **common, **own}
-                else:
-                    at += 1
-            at += 1
-        else:
-            at += 1
-
-
-def _set(tokens: list[str], at: int) -> tuple[list[str], int]:
-    values = []
-    while at < len(tokens) and tokens[at] != "}":
-        if tokens[at] != ",":
-            values.append(tokens[at])
-        at += 1
-    return values, at + 1
-
-
-def _pairs(values: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    name = ""
-    for value in values:
-        before, equals, after = value.partition("=")
-        if equals:
-            name = before
-            found[name] = after
-        elif name:
-            # NAME="text" consists of two tokens.
-            found[name], name = value, ""
-    return found
+def _templates(text: str, given: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the databases that a substitution file loads, each with its macros."""
+    for load in parse_substitutions(text, "", given).loads:
+        yield load.file, parse_macros(load.macros)
 
 
 def find(steps: Iterable[LoadStep], record: str, name: str = "record", near: str = "") -> FileLine | None:
@@ -197,7 +187,8 @@ def unclosed(step: LoadStep) -> FileLine | None:
     files = {step.file: None}
     text = _open(step.file)
     if text is not None and is_substitutions(step.file):
-        files.update((file, None) for file, _ in _templates(text, {}))
+        with contextlib.suppress(ApplianceError):
+            files.update((file, None) for file, _ in _templates(text, ""))
     for file in files:
         if (line := _unclosed_in(_open(file) or "")) is not None:
             return FileLine(file, line)
@@ -215,6 +206,23 @@ def _unclosed_in(text: str) -> int | None:
             # A record cannot begin inside braces: the record before it has not ended.
             return opened[0]
     return opened[0] if opened else None
+
+
+def loaded_by(error: ConfigurationError, step: LoadStep, found: Substitutions) -> ConfigurationError:
+    """Add to an error of a database the line of the substitution file that has loaded it, if there is only one that can be meant."""
+    if error.file is None or error.file == step.file:
+        return error
+    loads = [load for load in found.loads if error.file.endswith(load.file.rpartition("/")[2])]
+    if (missing := _UNDEFINED.search(error.why)) is not None:
+        loads = [load for load in loads if missing[1] not in parse_macros(load.macros)][:1]
+    if len(loads) != 1:
+        return error
+    return ConfigurationError(
+        f"{error.why} (loaded by {step.file}:{loads[0].line})",
+        file=error.file,
+        line=error.line,
+        key=error.key,
+    )
 
 
 def better(error: ConfigurationError, step: LoadStep) -> ConfigurationError:

@@ -13,14 +13,14 @@ from typing import Self
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.behind import Watcher
+from appliance.ioc.behind import Subscriber, Watcher
 from appliance.ioc.dbcore import DBE_PROPERTY
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
 from appliance.ioc.mapping import user_tag
 from appliance.ioc.record import Record
 from appliance.pvdata.types import ScalarType
-from appliance.server.operation import Subscription, Update
+from appliance.server.operation import Update
 
 __all__ = ["NumberFeed"]
 
@@ -151,7 +151,7 @@ class NumberFeed(Feed):
 
     # -- clients -------------------------------------------------------------------------------------
 
-    def join(self, subscription: Subscription) -> None:
+    def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""
         if not self.watchers:
             # Take this before the snapshot: a change in between then differs from it and is posted with the next event.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from appliance.daemon.audit import PutRecords, shown, total
+from appliance.ioc.caputlog import CaPutLog, NotedPut
 from appliance.ioc.dbcore import DBChannel, TrappedPut
 from appliance.pva.credentials import Credentials
 from appliance.server.operation import Operation
@@ -29,13 +30,14 @@ NOTHING: Final[Any] = object()
 class Watched:
     """One put that is logged; the :class:`~appliance.ioc.dbcore.PutWatch` of it."""
 
-    __slots__ = ("_channel", "_log", "_new", "_operation")
+    __slots__ = ("_channel", "_log", "_new", "_noted", "_operation")
 
     def __init__(self, log: PutLog, operation: Operation, channel: DBChannel, new: Any) -> None:
         self._log = log
         self._operation = operation
         self._channel = channel
         self._new = new
+        self._noted: NotedPut | None = None
 
     def _what(self, **more: Any) -> dict[str, Any]:
         if self._new is NOTHING:
@@ -50,9 +52,23 @@ class Watched:
         """
         what = self._what() if self._new is NOTHING else self._what(old=shown(old))
         self._log.write(self._operation, self._channel, {**what, "result": "accepted"})
+        if self._new is not NOTHING:
+            peer, channel = self._operation.peer, self._channel
+            self._noted = NotedPut(
+                self._operation.name,
+                f"{channel.record}.{channel.field}",
+                peer.account,
+                peer.method,
+                peer.peer,
+                old,
+                self._new,
+            )
+            self._log.ca_put_log.note(self._noted)
 
     def failed(self, error: object) -> None:
         """Log that the put was not done."""
+        if self._noted is not None:
+            self._noted.failed = True
         self._log.write(self._operation, self._channel, self._what(result="failed", error=str(error)))
 
 
@@ -74,6 +90,7 @@ class PutLog:
     ) -> None:
         self._traps = traps
         self._records = PutRecords(file, required=required)
+        self.ca_put_log = CaPutLog()
 
     def concerns(self, operation: Operation, channel: DBChannel, new: Any) -> Watched | None:
         """Return the watch for a put that must be logged, otherwise None; ``new`` is its value, or NOTHING."""
@@ -138,6 +155,9 @@ class PutLog:
             },
             {"peer": put.host},
         )
+        self.ca_put_log.note(
+            NotedPut(put.pv, f"{put.record}.{put.field}", put.account, "ca", put.host, put.old, put.new)
+        )
 
     def _write(self, record: dict[str, Any], facts: dict[str, str]) -> None:
         """Write to log and file: ``facts`` are the client's identity as in all log records, ``record`` is the line of the file."""
@@ -157,4 +177,5 @@ class PutLog:
 
     def close(self) -> None:
         """Close the file."""
+        self.ca_put_log.close()
         self._records.close()

@@ -12,6 +12,7 @@ from typing import Any
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.access import FieldAccess
+from appliance.ioc.behind import Subscriber
 from appliance.ioc.dbcore import DBE_PROPERTY, DBChannel
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, PropertySink, event_mask
@@ -275,7 +276,7 @@ class RecordPV(Handler):
         subscription.state = mask
         subscription.ready(self.record.mapping.type)
 
-    def flow(self, subscription: Subscription) -> None:
+    def flow(self, subscription: Subscriber) -> None:
         """Switch events on or off for the client; each start sends all fields once."""
         if not subscription.running:
             self.unsubscribe(subscription)
@@ -296,7 +297,7 @@ class RecordPV(Handler):
             return NumberFeed(self.record, self._stream)
         return Feed(self.record, self._stream, mask)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
+    def unsubscribe(self, subscription: Subscriber) -> None:
         """Forget the client; the last one ends the events."""
         feed = self._feeds.get(subscription.state)
         if feed is None:

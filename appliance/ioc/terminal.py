@@ -7,7 +7,6 @@ Variables are those of EPICS: ``IOCSH_PS1`` is the prompt, ``IOCSH_HISTSIZE`` th
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import termios
 from collections.abc import Iterator
@@ -16,63 +15,14 @@ from typing import Any, Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.completion import Completer
+from appliance.ioc.editing import prepare_editing
 from appliance.ioc.lines import run_line, words_of
 from appliance.ioc.script import ScriptRunner
 
-__all__ = ["Completer", "run_terminal", "terminal_kept"]
+__all__ = ["run_terminal", "terminal_kept"]
 
 _PROMPT: Final = "epics> "
-_LINES: Final = 1000
-_MOST: Final = 500
-_FILES: Final = (
-    "dbLoadRecords",
-    "dbLoadTemplate",
-    "dbLoadDatabase",
-    "dbLoadGroup",
-    "asSetFilename",
-    "iocshLoad",
-    "cd",
-    "<",
-)
-"""Commands whose arguments are files; the arguments of all others are records."""
-
-
-class Completer:
-    """Completes commands, and names of records or files as arguments."""
-
-    def __init__(self) -> None:
-        self._found: list[str] = []
-        self._commands: list[str] = []
-
-    def complete(self, text: str, state: int, line: str) -> str | None:
-        """Return completion number ``state`` of ``text`` in ``line``, as readline asks for it."""
-        if state == 0:
-            try:
-                self._found = sorted(set(self._matches(text, line)))[:_MOST]
-            except (ApplianceError, OSError):
-                self._found = []
-        return self._found[state] if state < len(self._found) else None
-
-    def _matches(self, text: str, line: str) -> Iterator[str]:
-        words = words_of(line)
-        if not words or (len(words) == 1 and line.endswith(text) and line.lstrip() == text):
-            if not self._commands:
-                self._commands = ["exit", *dbcore.shell_commands()]
-            yield from (name for name in self._commands if name.startswith(text))
-        elif words[0] in _FILES or "/" in text:
-            yield from _paths(text)
-        elif words[0] == "help":
-            yield from (name for name in dbcore.shell_commands() if name.startswith(text))
-        else:
-            yield from (record.name for record in dbcore.records() if record.name.startswith(text))
-
-
-def _paths(text: str) -> Iterator[str]:
-    folder, _, start = text.rpartition("/")
-    base = folder + "/" if folder or text.startswith("/") else ""
-    for entry in os.scandir(base or "."):
-        if entry.name.startswith(start) and (start or not entry.name.startswith(".")):
-            yield base + entry.name + ("/" if entry.is_dir() else "")
 
 
 @contextmanager
@@ -97,26 +47,6 @@ def _edits() -> bool:
     )
 
 
-def _prepare() -> None:
-    """Load readline; ``input`` uses it from then on."""
-    try:
-        import readline
-    except ImportError:
-        return
-
-    completer = Completer()
-    readline.set_completer(lambda text, state: completer.complete(text, state, readline.get_line_buffer()))
-    # A record's name can contain colons, dots and brackets.
-    readline.set_completer_delims(" \t\n\"'(),<>")
-    is_libedit = "libedit" in (readline.__doc__ or "")
-    readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
-    if not is_libedit:
-        readline.parse_and_bind("set enable-bracketed-paste off")
-    size = dbcore.environment_value("IOCSH_HISTSIZE") or ""
-    readline.set_history_length(int(size) if size.isdecimal() else _LINES)
-    readline.set_auto_history(True)
-
-
 def _read(prompt: str) -> str | None:
     """Return one line; None at the end of input."""
     try:
@@ -127,12 +57,17 @@ def _read(prompt: str) -> str | None:
         return ""
 
 
+def _history_size() -> int | None:
+    size = dbcore.environment_value("IOCSH_HISTSIZE") or ""
+    return int(size) if size.isdecimal() else None
+
+
 def run_terminal() -> bool:
     """Run the shell until ``exit`` or the end of input; blocks. Return whether it ended well."""
     dbcore.flush_output()
     edits = _edits()
     if edits:
-        _prepare()
+        prepare_editing(Completer(), _history_size())
     scripts = ScriptRunner(on_error="continue")
     while True:
         line = _read(dbcore.environment_value("IOCSH_PS1") or _PROMPT)

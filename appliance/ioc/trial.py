@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from appliance.errors import ConfigurationError
 from appliance.ioc import locate
-from appliance.ioc.config import LibraryStep, LoadStep, Plan
+from appliance.ioc.config import CaPutLogPlan, LibraryStep, LoadStep, Plan, is_substitutions
 from appliance.ioc.dbcore.words import complaint, plain
 
 __all__ = ["Trial", "TrialResult", "check_file", "plan_from_json"]
@@ -48,6 +48,7 @@ def plan_from_json(text: str) -> Plan:
     for name in ("databases", "groups"):
         found[name] = tuple(LoadStep(*step) for step in found[name])
     found["libraries"] = tuple(LibraryStep(file, tuple(names)) for file, names in found["libraries"])
+    found["ca_put_log"] = CaPutLogPlan(*found["ca_put_log"]) if found["ca_put_log"] else None
     found["acf"] = LoadStep(*found["acf"]) if found["acf"] else None
     return Plan(**found)
 
@@ -145,7 +146,8 @@ def _crashed(status: int, at: LoadStep | None, said: str) -> ConfigurationError:
         return ConfigurationError(
             f"{why} in iocInit; its last line of output: {last[-1] if last else 'none'}"
         )
-    return locate.better(complaint(said, f"{why} when it reads this file", at.file), at)
+    error = locate.better(complaint(said, f"{why} when it reads this file", at.file), at)
+    return locate.loaded_by(error, at, locate.read_substitutions(at)) if is_substitutions(at.file) else error
 
 
 def check_file(plan: Plan, step: LoadStep) -> None:

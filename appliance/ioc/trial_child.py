@@ -18,10 +18,11 @@ from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
-from appliance.ioc.dbcore.words import plain
+from appliance.ioc.dbcore.words import PROTOCOL, device_address, plain
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.lines import REGISTRAR
 from appliance.ioc.loading import Loading
+from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
@@ -152,6 +153,9 @@ class _Child:
                 self.warnings.append(f"{self.located(line)}: a registrar of 'libraries' must bring it")
             elif not line.startswith(("Starting iocInit", "iocRun:", "#")):
                 self.faults.append(self.located(line))
+                if PROTOCOL in self.faults[-1]:
+                    # Nothing of this record can work, and its author believes that a device is there.
+                    self.end(error={"why": self.faults[-1]})
         loading = self.loading
         if loading.access_step is not None:
             self.warnings.extend(read_access_file(loading.access_step).warnings)
@@ -191,7 +195,7 @@ class _Child:
 
     def located(self, text: str) -> str:
         """Put file and line in front of a message that names a record, or a record's field."""
-        message = re.sub(r"^(?:(?:ERROR|WARNING):?\s*)+", "", text.strip())
+        message = device_address(re.sub(r"^(?:(?:ERROR|WARNING):?\s*)+", "", text.strip()))
         for match in _FIELD.finditer(message):
             record, field = match[1].lstrip("'\"("), match[2]
             place = locate.find(self.loading.loaded, record, field)
@@ -208,6 +212,7 @@ class _Child:
             self.tell(end={"error": error})
         else:
             loaded = [list(step) for step in self.loading.loaded]
+            self.warnings.extend(self.loading.warnings)
             self.warnings.extend(str(failure) for failure in self.loading.script.failures)
             self.tell(
                 end={
@@ -223,7 +228,7 @@ class _Child:
 
 def _register_server_commands() -> None:
     """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in SERVER_COMMANDS:
+    for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
         dbcore.register_command(name, [], lambda *_: None)
 
 

@@ -12,6 +12,7 @@ from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.octets import answer_in_order
+from appliance.pva.outbox import Outbox
 from appliance.pva.selection import encode_answer, encode_update, leaves, wire_bits
 from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import DEAD, EXECUTING
@@ -411,6 +412,16 @@ class Subscription(Operation):
         return wire.keeps or (
             channel.owner.held is None and channel.stream.writable and wire.outbox.size <= PUMP_LIMIT
         )
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the client accepts an update at present."""
+        return self.wire.may_send
+
+    @property
+    def outbox(self) -> Outbox:
+        """What waits on the connection."""
+        return self.wire.outbox
 
     @property
     def queue_size(self) -> int:

@@ -85,7 +85,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_function,
 )
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
-from appliance.ioc.dbcore.errlog import give_errors_back, take_errors
+from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
 from appliance.ioc.dbcore.events import (
     DBE_ALARM,
     DBE_ARCHIVE,
@@ -180,6 +180,7 @@ __all__ = [
     "restore",
     "serves_channel_access",
     "set_access_file",
+    "set_log_prefix",
     "shell_capture",
     "shell_command",
     "shell_commands",

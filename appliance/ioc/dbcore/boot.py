@@ -211,14 +211,14 @@ def boot(
     register_support()
 
 
-def load_definition(file: Path | str, *, search: bytes | None = None) -> None:
+def load_definition(file: Path | str, *, search: bytes | None = None, macros: str | None = None) -> None:
     """Load one more ``.dbd`` file (dbLoadDatabase); only before :func:`ioc_init`."""
     name = str(file)
     path = search if search is not None else str(_c.epics_base() / "dbd").encode()
     _call(
         "cannot load the database definition",
         name,
-        lambda: int(_c.dbLoadDatabase(os.fsencode(name), path, None)),
+        lambda: int(_c.dbLoadDatabase(os.fsencode(name), path, None if macros is None else _c.raw(macros))),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from appliance.ioc.dbcore import _c
 
-__all__ = ["Printed", "give_errors_back", "printed_aside", "take_errors"]
+__all__ = ["Printed", "give_errors_back", "printed_aside", "set_log_prefix", "take_errors"]
 
 _LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 _START_UP: Final = b"iocRun: "
@@ -71,6 +71,11 @@ def give_errors_back() -> None:
         _c.errlogRemoveListeners(address, None)
         print_errors(really=True)
         _Taken.listener = _Taken.address = None
+
+
+def set_log_prefix(prefix: str) -> None:
+    """Begin the lines for the log server of iocLogInit with a text (iocLogPrefix); only the first call counts."""
+    _c.com.iocLogPrefix(_c.raw(prefix))
 
 
 class Printed:

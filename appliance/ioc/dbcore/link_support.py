@@ -20,7 +20,7 @@ from appliance.ioc.dbcore.boot import IocState, ioc_state, keep, load_definition
 from appliance.ioc.dbcore.dbr import ITEM_SIZES
 from appliance.ioc.dbcore.many import ManyLock
 from appliance.ioc.dbcore.output import shell_print
-from appliance.ioc.dbcore.records import common_place, record_name_of
+from appliance.ioc.dbcore.records import common_place, record_name_of, record_type_of
 
 __all__ = [
     "IN_LINK",
@@ -67,6 +67,7 @@ class LinkPlace(NamedTuple):
     field: str
     kind: int
     """INLINK, OUTLINK or FWDLINK."""
+    record_type: str = ""
 
     @property
     def name(self) -> str:
@@ -308,7 +309,12 @@ class _Functions:
         memory = _Link.from_address(link)
         text = self.links[memory.jlink]
         place = LinkPlace(
-            memory.precord, link, record_name_of(memory.precord), _c.text(_c.dbLinkFieldName(link)), text.kind
+            memory.precord,
+            link,
+            record_name_of(memory.precord),
+            _c.text(_c.dbLinkFieldName(link)),
+            text.kind,
+            record_type_of(memory.precord),
         )
         text.end = self.type.open(place, text.options)
 

@@ -13,7 +13,7 @@ from typing import Final
 from appliance.errors import ConfigurationError
 from appliance.ioc.dbcore import _c
 
-__all__ = ["complaint", "plain", "status_text", "teach_words"]
+__all__ = ["PROTOCOL", "complaint", "device_address", "plain", "status_text", "teach_words"]
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _DEFINED: Final = re.compile(r"#\s*define\s+S_\w+\s+\(\s*(M_\w+)\s*\|\s*(\d+)\s*\)\s*/\*\s*(.*?)\s*\*/")
@@ -23,12 +23,33 @@ _UNDEFINED: Final = re.compile(r"macro (\S+) is undefined|\$[({]([^,(){}\s]+),un
 """As the error log says it, perhaps too late, and as macLib writes it into the text that the parser then complains of."""
 _WARNED: Final = re.compile(r"'(?P<file>[^'\n]+)' line (?P<line>\d+) has undefined macros")
 _LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
+_NO_DEVICE: Final = re.compile(
+    r"Can't set '(?P<record>[^'\n]+)\.DTYP' to '(?P<device>[^'\n]*)' no such device support for '(?P<type>\w+)' record type.*"
+)
+_NO_ADDRESS: Final = re.compile(
+    r"(?P<field>\S+): can't initialize link type \w+ with \"(?P<address>@[^\"\n]*)\" \(type INST_IO\)"
+)
+_MODULES: Final = (
+    ("stream", "StreamDevice"),
+    ("asyn", "asyn"),
+    ("opcua", "OPC UA"),
+    ("iocstats", "iocStats"),
+    ("s7plc", "s7plc"),
+    ("motor", "motor"),
+)
+"""Beginnings of device types in lower case, without blanks, and the modules that bring them."""
+PROTOCOL: Final = "a protocol of StreamDevice, which this IOC does not have"
+"""Part of what :func:`device_address` says."""
+_WHAT_TO_DO: Final = (
+    "bring it with 'libraries', or read an IOC that has it through a link; see 'What this IOC does not have'"
+)
 _ASIDE: Final = re.compile(r"dbJLinkInit: Link type '\w+' not found\n")
 """What the thread of EPICS' error log prints, perhaps in the middle of a line that the parser is printing."""
 _TEMPLATE: Final = re.compile(r"^line (?P<line>\d+): '(?P<near>[^'\n]*)'", re.MULTILINE)
 # What repeats the place or the text of the file, which the sentence names once.
 _NOISE: Final = re.compile(
     r"^\s*\d+ \| |^\s*at or before '|^Failed to load |^macLib: |has undefined macros$|^line \d+: '|^iocsh Error: |^dbReadCOM: |^\W*$"
+    r"|^dbLoadRecords\(|^Substitution file error: Error while reading|,undefined[)}]"
 )
 _OWN: Final = {(511, 5): "field may not be modified"}
 """Our texts for codes whose EPICS text names an identifier of its source."""
@@ -108,6 +129,7 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         message = _LINK_TYPE.sub(
             r"this IOC has no links of type \1 (see 'What this IOC does not have')", message
         )
+        message = device_address(_NO_DEVICE.sub(_no_device, message))
         if (
             message
             and "\ufffd" not in message
@@ -117,6 +139,28 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         ):
             told.append(message.rstrip("."))
     return ConfigurationError("; ".join(told) or why, file=file, line=line)
+
+
+def _no_device(found: re.Match[str]) -> str:
+    device = found["device"]
+    known = device.lower().replace(" ", "")
+    module = next((f" of {name}" for start, name in _MODULES if known.startswith(start)), "")
+    if module:
+        return f"{found['record']}: this IOC has no device support {device!r}{module}: {_WHAT_TO_DO}"
+    hint = re.search(r"; Did you mean .*", found.group())
+    return f"{found['record']}: {found['type']} records have no device support {device!r}{hint.group() if hint else f': {_WHAT_TO_DO}'}"
+
+
+def device_address(message: str) -> str:
+    """Say what EPICS means by a link that it cannot initialise: the address of a device in a record without DTYP for it."""
+    found = _NO_ADDRESS.search(message)
+    if found is None:
+        return message
+    is_protocol = re.match(r"@\s*[^\s(]+\.proto(?:col)?\b", found["address"]) is not None
+    what = PROTOCOL if is_protocol else "the address of a device"
+    return (
+        f"{found['field']}: {found['address']!r} is {what}, and the record has no DTYP for it: {_WHAT_TO_DO}"
+    )
 
 
 def _named(where: dict[str, str], file: str | None) -> str:

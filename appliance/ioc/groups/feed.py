@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from appliance.ioc import dbcore
+from appliance.ioc.behind import Subscriber
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, ManyLock, Reading
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.feed import is_same
 from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.member import Member
-from appliance.server.operation import Subscription, Update
+from appliance.server.operation import Update
 
 __all__ = ["GroupFeed"]
 
@@ -103,7 +104,7 @@ class GroupFeed:
 
     def __init__(self, group: RecordGroup, stream: EventStream) -> None:
         self.group = group
-        self.subscriptions: dict[Subscription, None] = {}
+        self.subscriptions: dict[Subscriber, None] = {}
         self.store: list[Any] = []
         self._events: list[dbcore.EventSubscription] = []
         self._sinks: list[_ValueSink] = []
@@ -120,7 +121,7 @@ class GroupFeed:
             if member.kind == "scalar":
                 self._events.append(hub.subscribe(channel, DBE_PROPERTY, _PropertySink(self, member)))
 
-    def join(self, subscription: Subscription) -> None:
+    def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""
         if not self.subscriptions:
             for sink in self._sinks:
@@ -130,7 +131,7 @@ class GroupFeed:
         self.subscriptions[subscription] = None
         subscription.post(Update(self.group.type, store, bits))
 
-    def _first_read(self, subscription: Subscription) -> tuple[list[Any], int]:
+    def _first_read(self, subscription: Subscriber) -> tuple[list[Any], int]:
         """Return the first update of a new subscriber: all fields, and the agreed options."""
         store, bits = self.group.read(atomic=True)
         number = self.group.type.offsets[_QUEUE_SIZE]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from appliance.errors import AccessDeniedError, ApplianceError, OperationError
 from appliance.ioc.access import FieldAccess
+from appliance.ioc.behind import Subscriber
 from appliance.ioc.dbcore import DBChannel
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.feed import GroupFeed
@@ -178,7 +179,7 @@ class GroupPV(Handler):
         """Accept; events begin when the client starts the flow."""
         subscription.ready(self.group.type)
 
-    def flow(self, subscription: Subscription) -> None:
+    def flow(self, subscription: Subscriber) -> None:
         """Switch events on or off for the client; each start sends all fields once."""
         if not subscription.running:
             self.unsubscribe(subscription)
@@ -187,7 +188,7 @@ class GroupPV(Handler):
             self._feed = GroupFeed(self.group, self._stream)
         self._feed.join(subscription)
 
-    def unsubscribe(self, subscription: Subscription) -> None:
+    def unsubscribe(self, subscription: Subscriber) -> None:
         """Forget the client; the last one ends the events."""
         feed = self._feed
         if feed is not None:

@@ -18,7 +18,7 @@ from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.link import PvaLink
 from appliance.ioc.links.local import LocalSource
 from appliance.ioc.links.options import LinkOptions, parse_options
-from appliance.ioc.links.remote import RemoteClient
+from appliance.ioc.links.remote import Opened, RemoteClient
 from appliance.ioc.links.report import described, report
 from appliance.ioc.links.worker import Work, Worker
 from appliance.ioc.record_source import RecordSource
@@ -125,6 +125,21 @@ class AllLinks:
             channels = list(self._channels.values())
         for channel in channels:
             self._connect(channel)
+
+    async def open_another(self, opener: Callable[[], AbstractAsyncContextManager[Context]]) -> Opened | None:
+        """Open a client with other settings, for :meth:`use`; None while no link needs one.
+
+        Raises:
+            ApplianceError: It cannot be opened; all stays as it is.
+        """
+        return None if self._client is None else await self._client.open_another(opener)
+
+    async def use(
+        self, opener: Callable[[], AbstractAsyncContextManager[Context]], opened: Opened | None
+    ) -> None:
+        """Use a client with other settings from now on; each link to another server connects again, once."""
+        if self._client is not None:
+            await self._client.use(opener, opened)
 
     def is_local(self, name: str) -> bool:
         """Whether a name is that of a record's field or a group of this IOC."""

@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from appliance.errors import ApplianceError
-from appliance.ioc.dbcore.link_support import IN_LINK, LinkPlace, LinkReading
+from appliance.ioc.dbcore.link_support import IN_LINK, LinkPlace, LinkReading, text
 from appliance.ioc.links.channel import LinkChannel
 from appliance.ioc.links.options import LinkOptions, Process, Severity
 from appliance.ioc.links.places import Places
-from appliance.ioc.links.values import dbf_of, from_dbr, to_dbr
+from appliance.ioc.links.values import CHARS, dbf_of, from_dbr, long_text, to_dbr
 from appliance.pvdata.types import ArrayType, ScalarType, StructType
 
 __all__ = ["PvaLink"]
 
 _INVALID: Final = 3
+_CHAR = 1
+_LONG_TEXT: Final = frozenset(("lsi", "lso", "printf"))
+"""Record types that read and write texts as characters if the link says that it has characters (dbGetLinkLS, dbPutLinkLS)."""
 
 
 class PvaLink:
@@ -86,6 +89,8 @@ class PvaLink:
         found = self._look()
         if found is None or not found[0].has_value:
             return None
+        if self.place.record_type in _LONG_TEXT and isinstance(found[0].value(found[1])[0], str):
+            return _CHAR
         kind = found[0].value_type
         if not isinstance(kind, (ScalarType, ArrayType, StructType)):
             # A union: its content tells.
@@ -113,6 +118,8 @@ class PvaLink:
             return LinkReading(None, 0, _INVALID, why, stamp)
         places, store = found
         value, kind = places.value(store)
+        if dbr in CHARS and self.place.record_type in _LONG_TEXT:
+            value = long_text(value)
         try:
             data, count = (b"", 0) if value is None or most == 0 else to_dbr(value, kind, dbr, most or 1)
         except ApplianceError as error:
@@ -159,6 +166,8 @@ class PvaLink:
 
     def put(self, dbr: int, data: bytes, count: int, *, wait: bool) -> bool:
         """Take a value."""
+        if dbr in CHARS and self.place.record_type in _LONG_TEXT:
+            return self.channel.write(self, text(data.partition(b"\0")[0]), wait=wait)
         return self.channel.write(self, from_dbr(dbr, data, count), wait=wait)
 
     def forward(self) -> str:

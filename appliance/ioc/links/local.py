@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
+from appliance.ioc.behind import Pumped, Subscriber
 from appliance.ioc.feed import DEFAULT_EVENTS
 from appliance.ioc.groups.group_pv import GroupPV
 from appliance.ioc.links.batch import Batch
@@ -15,26 +17,35 @@ from appliance.ioc.record_pv import RecordPV
 from appliance.pva.selection import leaves
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
-
-if TYPE_CHECKING:
-    from appliance.server.operation import Subscription, Update
+from appliance.server.operation import Update
 
 __all__ = ["LocalSource"]
 
 
 class _Reader:
-    """A subscriber beside the clients: to the feeds of records and groups it looks like one of their subscriptions."""
+    """A subscriber beside the clients. It takes each update at once: it is never behind, and is its own connection."""
+
+    size = 0
+    keeps = has_room = may_send = True
 
     def __init__(self, channel: LinkChannel) -> None:
         self._channel = channel
-        self.state = DEFAULT_EVENTS
+        self.state: Any = DEFAULT_EVENTS
         self.running = True
+        self.queue: tuple[Update, ...] = ()
         self.queue_size = channel.key.queue_size
-        # It takes each update at once: it is never behind, and is its own connection.
-        self.keeps = self.has_room = True
-        self.channel = self.owner = self
+        self.on_room: Callable[[], None] | None = None
+        self.channel = self.owner = self.outbox = self
 
-    def sender(self, _bits: int, _code: str) -> None:
+    def dirty(self, waiting: Pumped) -> None:
+        """Pump at once: there is nothing to wait for."""
+        asyncio.get_running_loop().call_soon(waiting.pump)
+
+    def pump(self) -> bool:
+        """Have nothing to send."""
+        return False
+
+    def sender(self, _bits: int, _code: str, _overrun: int = 0) -> None:
         """Give no short way: there are no octets."""
 
     def post(self, update: Update) -> None:
@@ -56,7 +67,7 @@ class LocalSource:
     def __init__(self, channel: LinkChannel, pv: RecordPV | GroupPV) -> None:
         self._channel = channel
         self._pv = pv
-        self._reader = cast("Subscription", _Reader(channel))
+        self._reader: Subscriber = _Reader(channel)
         self._waiting: dbcore.BlockingPut | None = None
 
     def start(self) -> None:

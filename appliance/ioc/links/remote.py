@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.client.channel import Waiter
 from appliance.client.context import Context
@@ -18,11 +18,12 @@ from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
 from appliance.pvdata.value import Value
 
-__all__ = ["RemoteClient", "RemoteSource"]
+__all__ = ["Opened", "RemoteClient", "RemoteSource"]
 
 _log: Final = logging.getLogger(__name__)
 _RETRY_S: Final = 5.0
 """Seconds until a subscription or a client that has failed is tried again."""
+_OTHER_CLIENT: Final = "another keychain is used from now on"
 _PAUSED: Final = "the connection waits for the status of a certificate"
 
 
@@ -170,6 +171,18 @@ class RemoteSource:
             self._context.give_back(self._channel.key.name)
 
 
+class Opened(NamedTuple):
+    """A client that is open, and what closes it."""
+
+    context: Context
+    stack: AsyncExitStack
+
+
+async def _open(opener: Callable[[], AbstractAsyncContextManager[Context]]) -> Opened:
+    stack = AsyncExitStack()
+    return Opened(await stack.enter_async_context(opener()), stack)
+
+
 class RemoteClient:
     """The client of all links, opened when the first link needs it.
 
@@ -179,21 +192,20 @@ class RemoteClient:
 
     def __init__(self, opener: Callable[[], AbstractAsyncContextManager[Context]]) -> None:
         self._opener = opener
-        self._stack = AsyncExitStack()
-        self._context: Context | None = None
+        self._opened: Opened | None = None
         self._task: asyncio.Task[None] | None = None
         self._waiting: dict[LinkChannel, None] = {}
         self._sources: dict[LinkChannel, RemoteSource] = {}
 
     def connect(self, channel: LinkChannel) -> None:
         """Connect a channel, at once or when the client is open."""
-        if self._context is None:
+        if self._opened is None:
             channel.lost("the client is not open yet")
             self._waiting[channel] = None
             if self._task is None:
                 self._task = asyncio.get_running_loop().create_task(self._run(), name="PVA links")
             return
-        source = self._sources[channel] = RemoteSource(channel, self._context)
+        source = self._sources[channel] = RemoteSource(channel, self._opened.context)
         channel.source = source
         source.start()
 
@@ -209,14 +221,21 @@ class RemoteClient:
 
     async def _run(self) -> None:
         """Open the client; then follow the pauses of its connections."""
-        while self._context is None:
+        while self._opened is None:
+            opener = self._opener
             try:
-                self._context = await self._stack.enter_async_context(self._opener())
+                opened = await _open(opener)
             except ApplianceError as error:
                 _log.error("PVA links: %s", error)
                 for channel in self._waiting:
                     channel.lost(str(error))
                 await asyncio.sleep(_RETRY_S)
+                continue
+            if opener is self._opener:
+                self._opened = opened
+            else:
+                # The settings have changed meanwhile.
+                await opened.stack.aclose()
         waiting, self._waiting = self._waiting, {}
         for channel in waiting:
             self.connect(channel)
@@ -225,10 +244,34 @@ class RemoteClient:
                 source.look()
             await asyncio.sleep(PAUSE_POLL_S)
 
+    async def open_another(self, opener: Callable[[], AbstractAsyncContextManager[Context]]) -> Opened | None:
+        """Open a client with other settings, for :meth:`use`; None while no link needs one.
+
+        Raises:
+            ApplianceError: It cannot be opened; all stays as it is.
+        """
+        return None if self._opened is None else await _open(opener)
+
+    async def use(
+        self, opener: Callable[[], AbstractAsyncContextManager[Context]], opened: Opened | None
+    ) -> None:
+        """Use a client with other settings from now on; each link connects again, once."""
+        self._opener = opener
+        former = self._opened
+        if opened is None or former is None:
+            return
+        self._opened = opened
+        for channel, source in list(self._sources.items()):
+            channel.lost(_OTHER_CLIENT)
+            source.close()
+            self.connect(channel)
+        await former.stack.aclose()
+
     async def close(self) -> None:
         """Close the client."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await self._stack.aclose()
+        if self._opened is not None:
+            await self._opened.stack.aclose()

@@ -25,10 +25,12 @@ from appliance.pvdata.types import (
     UnionType,
 )
 
-__all__ = ["Choice", "dbf_of", "fit", "from_dbr", "is_enum", "to_dbr"]
+__all__ = ["CHARS", "Choice", "dbf_of", "fit", "from_dbr", "is_enum", "long_text", "to_dbr"]
 
 _STRING, _CHAR, _LONG, _ULONG, _ENUM = 0, 1, 5, 6, 11
 _FLOATS: Final = frozenset((9, 10))
+CHARS: Final = frozenset((_CHAR, 2))
+"""DBF_CHAR and DBF_UCHAR: arrays of them hold long texts."""
 _CODES: Final = {kind: code for code, kind in enumerate(SCALAR_TYPES[:_ENUM])}
 _TEXT_ROOM: Final = MAX_STRING_SIZE - 1
 _LARGEST: Final = (1 << 63) - 1
@@ -85,6 +87,9 @@ def to_dbr(value: Any, kind: TypeDesc | None, dbr: int, most: int) -> tuple[Any,
     """
     if isinstance(value, Choice):
         value = value.text if dbr == _STRING else value.number
+    if isinstance(value, str) and dbr in CHARS and most > 1:
+        data = cut(_until_nul(raw(value)), most - 1) + b"\0"
+        return data, len(data)
     if isinstance(value, tuple):
         items = value[:most]
         if dbr == _STRING:
@@ -103,9 +108,20 @@ def to_dbr(value: Any, kind: TypeDesc | None, dbr: int, most: int) -> tuple[Any,
     return _number(value, dbr), 1
 
 
+def _until_nul(data: bytes) -> bytes:
+    return data.partition(b"\0")[0]
+
+
+def long_text(value: Any) -> Any:
+    """Return an array of characters as the text that it holds, and anything else as it is."""
+    if getattr(value, "dtype", None) in ("i1", "u1"):
+        return text(_until_nul(value.tobytes()))
+    return value
+
+
 def _cell(value: str) -> bytes:
     """Return a text in the place that EPICS has for one."""
-    return cut(raw(value).partition(b"\0")[0], _TEXT_ROOM).ljust(MAX_STRING_SIZE, b"\0")
+    return cut(_until_nul(raw(value)), _TEXT_ROOM).ljust(MAX_STRING_SIZE, b"\0")
 
 
 def _shown(value: Any, code: str) -> str:
@@ -174,7 +190,7 @@ def from_dbr(dbr: int, data: bytes, count: int) -> Any:
     """Return what a record writes: one number or text, or a numpy array or a tuple of texts if it is not one."""
     if dbr == _STRING:
         size = MAX_STRING_SIZE
-        texts = tuple(text(data[at : at + size].partition(b"\0")[0]) for at in range(0, count * size, size))
+        texts = tuple(text(_until_nul(data[at : at + size])) for at in range(0, count * size, size))
         return texts[0] if count == 1 else texts
     if count == 1:
         return VALUE_STRUCTS[dbr].unpack(data)[0]
@@ -189,8 +205,14 @@ def fit(kind: TypeDesc, value: Any) -> Any:
     Raises:
         PVDataError: it does not fit.
     """
+    if _is_text(kind):
+        value = long_text(value)
     is_many = isinstance(value, tuple) or hasattr(value, "dtype")
     if isinstance(kind, ArrayType) and isinstance(kind.element, ScalarType):
+        if isinstance(value, str) and kind.element in (SCALAR_TYPES[_CHAR], SCALAR_TYPES[_CHAR + 1]):
+            import numpy as np
+
+            return np.frombuffer(_until_nul(raw(value)) + b"\0", kind.element.np)
         return _fit_array(kind.element, value if is_many else (value,))
     if is_many:
         if not len(value):
@@ -203,8 +225,12 @@ def fit(kind: TypeDesc, value: Any) -> Any:
     raise PVDataError("the PV has a structure here, and no value")
 
 
+def _is_text(kind: TypeDesc) -> bool:
+    return isinstance(kind, BoundedString) or (isinstance(kind, ScalarType) and kind.kind == "string")
+
+
 def _fit_scalar(kind: TypeDesc, value: Any) -> Any:
-    if isinstance(kind, BoundedString) or (isinstance(kind, ScalarType) and kind.kind == "string"):
+    if _is_text(kind):
         return value if isinstance(value, str) else _shown(value, "f8")
     assert isinstance(kind, ScalarType)
     if kind == BOOL:

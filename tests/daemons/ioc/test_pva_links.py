@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from appliance.errors import ApplianceError
@@ -265,8 +267,15 @@ async def test_other_link_fields(records: Records) -> None:
     assert await records.get("sdis") == 1
     await records.process("dol")
     assert await records.get("dol") == 42.0
+    # TSEL sets TSE: the number of the event whose time the record gets.
+    await records.connected("tsel")
+    await records.put("num2", 7)
     await records.process("tsel")
-    assert await records.get("tsel.SEVR") in (0, 3)
+    assert await records.get("tsel.TSE") == 7
+    await records.put("tsel.TSEL", '{"pva":"nobody:has:this"}')
+    await records.process("tsel")
+    assert await records.get("tsel.TSE") == 7
+    assert (await records.client.get("tsel"))["alarm.message"] == "TSEL Disconn"
     await records.process("calclink")
     assert await records.get("calclink") == 43
 
@@ -379,3 +388,79 @@ async def test_a_definition_that_declares_the_link_type_for_code_in_c_can_be_use
         ioc.client() as client,
     ):
         await Records(ioc, client).becomes("dst", 5)
+
+
+LONG = "a text of more than thirty-nine octets: " + "ü" * 40
+LONG_RECORDS = """
+record(lsi, "ls:src") { field(SIZV, "200") }
+record(lsi, "ls:in") { field(INP, {pva:{pv:"ls:src", proc:"CP"}}) field(SIZV, "200") }
+record(lsi, "ls:chars") { field(INP, {pva:{pv:"ls:src.VAL$", proc:"CP"}}) field(SIZV, "200") }
+record(lsi, "ls:short") { field(INP, {pva:{pv:"ls:src", proc:"CP"}}) field(SIZV, "46") }
+record(lsi, "ls:wave") { field(INP, {pva:{pv:"wave", proc:"CP"}}) field(SIZV, "200") }
+record(lso, "ls:dol") { field(DOL, {pva:{pv:"ls:src", proc:"CP"}}) field(OMSL, "closed_loop") field(SIZV, "200") }
+record(waveform, "wave:in") { field(INP, {pva:{pv:"ls:src", proc:"CP"}}) field(FTVL, "CHAR") field(NELM, "200") }
+record(stringin, "short") { field(INP, {pva:{pv:"ls:src", proc:"CP"}}) }
+record(printf, "printed") { field(FMT, "<%ls>") field(INP0, {pva:{pv:"ls:src", proc:"CP"}}) field(SIZV, "200") }
+record(lso, "ls:out") { field(OUT, {pva:"ls:dst"}) field(SIZV, "200") }
+record(lsi, "ls:dst") { field(SIZV, "200") }
+record(lso, "ls:to:chars") { field(OUT, {pva:"wave"}) field(SIZV, "200") }
+record(waveform, "wave") { field(FTVL, "CHAR") field(NELM, "200") }
+record(lso, "ls:to:number") { field(OUT, {pva:"number"}) field(SIZV, "200") }
+record(ai, "number") {}
+record(lso, "ls:waits") { field(DTYP, "Async Soft Channel") field(OUT, {pva:"ls:dst"}) field(SIZV, "200") }
+record(aao, "chars") { field(OUT, {pva:"ls:dst"}) field(FTVL, "CHAR") field(NELM, "200") }
+"""
+
+
+@pytest.fixture
+async def long_records(tmp_path: Path) -> AsyncIterator[Records]:
+    (tmp_path / "links.db").write_text(LONG_RECORDS)
+    async with running_ioc("-d", tmp_path / "links.db") as ioc, ioc.client() as client:
+        await ioc.printed("epics> ")
+        yield Records(ioc, client)
+
+
+def chars(text: str) -> Callable[[Any], bool]:
+    return lambda found: bytes(found.tobytes()).partition(b"\0")[0].decode() == text
+
+
+async def test_a_long_text_is_read_whole_where_records_take_characters(long_records: Records) -> None:
+    records = long_records
+    await records.put("ls:src", LONG)
+    for name in ("ls:in", "ls:chars", "ls:dol"):
+        await records.becomes(name, LONG)
+    await records.becomes("printed", f"<{LONG}>")
+    await records.becomes("wave:in", chars(LONG))
+    # Cut at what the record holds, and never within a character.
+    await records.becomes("ls:short", LONG[:42])
+    await records.becomes("short", LONG[:39])
+    await records.put("ls:src", "")
+    await records.becomes("ls:in", "")
+    await records.becomes("ls:src.SEVR", 0)
+
+
+async def test_characters_without_an_end_lose_none(long_records: Records) -> None:
+    await long_records.put("wave", np.frombuffer(b"hello", "i1"))
+    await long_records.becomes("ls:wave", "hello")
+
+
+@pytest.mark.parametrize("name", ["ls:out", "ls:waits"])
+async def test_a_long_text_is_written_whole(long_records: Records, name: str) -> None:
+    records = long_records
+    await records.put(name, LONG)
+    await records.becomes("ls:dst", LONG)
+    await records.put(name, "")
+    await records.becomes("ls:dst", "")
+    assert await records.get(f"{name}.SEVR") == 0
+
+
+async def test_a_long_text_becomes_characters_or_a_number_where_the_pv_wants_them(
+    long_records: Records,
+) -> None:
+    records = long_records
+    await records.put("ls:to:chars", LONG)
+    await records.becomes("wave", chars(LONG))
+    await records.put("ls:to:number", "12.5")
+    await records.becomes("number", 12.5)
+    await records.put("chars", np.frombuffer(LONG.encode(), "i1"))
+    await records.becomes("ls:dst", LONG)

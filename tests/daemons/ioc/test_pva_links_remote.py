@@ -15,6 +15,7 @@ import pytest
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.config.pva import resolve_client
+from appliance.errors import AccessDeniedError
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.remote import RemoteClient
 from appliance.pvdata import Value
@@ -318,6 +319,82 @@ async def test_an_ioc_that_requires_tls_links_to_nothing_in_the_clear(tmp_path: 
             async with serving({"far": SharedPV.mailbox(number(2.0))}, udp, server_file):
                 await records.becomes("in", 2.0)
                 await records.becomes("own", 2.0)
+
+
+async def test_pvxreconfigure_gives_links_and_inputs_the_new_keychain_with_one_connection_more(
+    tmp_path: Path,
+) -> None:
+    udp = free_port()
+    server_file = keychain_file(tmp_path, "other", site().server)
+    first = keychain_file(tmp_path, "first", site().ioc)
+    second = keychain_file(tmp_path, "second", site().ca.keychain("later", "ioc"))
+    (tmp_path / "records.db").write_text(
+        'record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }\n'
+        'record(ao, "out") { field(OUT, {pva:"far"}) }\n'
+        'record(ai, "own") { field(INP, {pva:{pv:"in", proc:"CP"}}) }\n'
+    )
+    (tmp_path / "rules.acf").write_text(
+        'ASG(DEFAULT) { INPA("mode") RULE(1, READ) RULE(1, WRITE) { CALC("A=1") } }\n'
+    )
+    settings = (
+        "databases: [{file: records.db}]\nacf: {file: rules.acf}\nconsole: console\n"
+        f"pva: {{tls_keychain: KEYCHAIN, tls_port: {free_port()}}}\n"
+    )
+    (tmp_path / "ioc.yml").write_text(settings.replace("KEYCHAIN", str(first)))
+    variables: dict[str, str | None] = {
+        "EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}",
+        "EPICS_PVA_TLS_KEYCHAIN": None,
+        "EPICS_PVAS_TLS_KEYCHAIN": None,
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path),
+    }
+    pvs = {"far": SharedPV.mailbox(number(1.0)), "mode": SharedPV.mailbox(number(1.0))}
+
+    def names(server: Server) -> set[str]:
+        return {peer.credentials.account for peer in server.peers.values() if peer.credentials.is_tls}
+
+    async with (
+        serving(pvs, udp, server_file) as server,
+        running_ioc("--config", "ioc.yml", cwd=tmp_path, **variables) as ioc,
+        ioc.client() as client,
+    ):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "console"))
+
+        async def typed(line: str) -> str:
+            writer.write(line.encode() + b"\n")
+            return (await asyncio.wait_for(reader.readuntil(b"epics> "), 60)).decode()
+
+        await reader.readuntil(b"epics> ")
+        records = Records(ioc, client)
+        await records.becomes("in", 1.0)
+        assert names(server) == {"ioc"}
+        # Nothing has changed: nothing connects again.
+        assert "Reconfiguring" in await typed("pvxreconfigure")
+        assert "far conn=T 0 disconnects, 1 type changes" in await typed('dbpvar "" 2')
+        # A keychain that cannot be used changes nothing either.
+        (tmp_path / "ioc.yml").write_text(settings.replace("KEYCHAIN", "nowhere.p12"))
+        assert "(failed)" in await typed("pvxreconfigure")
+        assert "far conn=T 0 disconnects, 1 type changes" in await typed('dbpvar "" 2')
+        (tmp_path / "ioc.yml").write_text(settings.replace("KEYCHAIN", str(second)))
+        assert "Reconfiguring" in await typed("pvxreconfigure")
+        await until(lambda: names(server) == {"later"})
+        await records.becomes("in.SEVR", 0)
+        async with asyncio.timeout(30):
+            while "far conn=T 1 disconnects, 2 type changes" not in (said := await typed('dbpvar "" 2')):
+                assert "far conn=F" in said
+        assert "in conn=T 0 disconnects, 1 type changes" in said
+        pvs["far"].post(number(3.0))
+        await records.becomes("own", 3.0)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await records.put("out", 4.0)
+                    break
+                except AccessDeniedError:
+                    # The input of the rule is on its way.
+                    await asyncio.sleep(0.05)
+        await records.becomes("in", 4.0)
+        writer.close()
 
 
 class _Owner:

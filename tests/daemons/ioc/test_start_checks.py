@@ -29,7 +29,7 @@ FAULTS = {
     "link-type.db": (
         'record(ai, "L:1") { field(DTYP,"Soft Channel")\n field(INP,"@asyn(P)") }\n',
         ":2: ",
-        "L:1.INP: can't initialize link",
+        "L:1.INP: '@asyn(P)' is the address of a device",
     ),
     "group-json.db": (
         'record(ai, "L:1") {\n info(Q:group, {"g": {"v": {+channel: 5}}}) }\n',
@@ -289,15 +289,81 @@ async def test_databases_may_be_substitution_files(files: Path, way: str) -> Non
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ('file "db/good.db" {\n pattern {P}\n {A}\n', "wrong.substitutions:"),
+        ('file "db/good.db" {\n pattern {P}\n {A}\n', "wrong.substitutions:1: a brace is opened here"),
         ('file "no-brace.db" { {P=A} }\n', "no-brace.db:2: "),
-        ('file "macro.db" { {P=A} }\n', "macro.db:2: "),
-        ('file "nowhere.db" { {P=A} }\n', "nowhere.db"),
+        ('file "macro.db" { {P=A} }\n', "macro.db:2: the macro "),
+        (
+            'file "nowhere.db" { {P=A} }\n',
+            "wrong.substitutions:1: there is no database 'nowhere.db' in . (EPICS_DB_INCLUDE_PATH)",
+        ),
+        (
+            'file "sub/nowhere.db" {\n\n {P=A} }\n',
+            "wrong.substitutions:3: there is no database 'sub/nowhere.db'",
+        ),
+        (
+            'file "needs-p.db" {\n {P=A}\n {Q=B} }\n',
+            "the macro P is not defined (loaded by wrong.substitutions:3)",
+        ),
+        ('file "db/good.db" {\n patern {P}\n {A} }\n', "wrong.substitutions:2: 'patern' is not known here"),
+        ("\x00\x01", "wrong.substitutions:1: this is no text"),
     ],
 )
 def test_a_substitution_file_that_is_wrong_is_refused(files: Path, text: str, where: str) -> None:
     (files / "wrong.substitutions").write_text(text)
+    (files / "needs-p.db").write_text('record(ai, "$(P):ai") {}\n')
     assert where in refused(Plan(databases=(LoadStep("wrong.substitutions"),), folder=str(files)))
+
+
+async def test_a_faulty_substitution_file_ends_the_start_with_one_sentence(files: Path) -> None:
+    (files / "wrong.substitutions").write_text('file "db/good.db" {\n patern {P}\n {A}\n}\n')
+    (files / "st.cmd").write_text('\ndbLoadTemplate("wrong.substitutions")\niocInit\n')
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert (
+        log.strip()
+        .splitlines()[-1]
+        .endswith(
+            "wrong.substitutions:2: 'patern' is not known here: did you mean 'pattern'? (run by st.cmd:2)"
+        )
+    )
+    assert "EPICS Base" not in log
+
+
+@pytest.mark.parametrize(
+    ("database", "script", "sentence"),
+    [
+        (
+            'record(ai, "S:ai") {\n field(DTYP, "stream")\n field(INP, "@dev.proto getT(A) P1")\n}\n',
+            'dbLoadRecords("stream.db")\niocInit\n',
+            "stream.db:2: S:ai: this IOC has no device support 'stream' of StreamDevice: bring it with 'libraries'",
+        ),
+        (
+            'record(ai, "S:ai") {\n field(INP, "@dev.proto getT(A) P1")\n}\n',
+            'dbLoadRecords("stream.db")\niocInit\n',
+            "stream.db:2: S:ai.INP: '@dev.proto getT(A) P1' is a protocol of StreamDevice, which this IOC does not have",
+        ),
+        ("", '\ndbLoadRecords("dev.proto")\n', "dev.proto: is a protocol file of StreamDevice, which this IOC does not have"),
+        ("", '\ndbLoadDatabase("stream.dbd")\n', "st.cmd:2: dbLoadDatabase: there is no definition file 'stream.dbd' in ."),
+        ("", "\nvar streamDebug 1\n", "st.cmd:2: var: this IOC has no variable 'streamDebug'"),
+    ],
+    ids=["dtyp", "address", "protocol", "definition", "variable"],
+)  # fmt: skip
+async def test_what_needs_streamdevice_ends_the_start_with_one_sentence(
+    files: Path, database: str, script: str, sentence: str
+) -> None:
+    (files / "stream.db").write_text(database)
+    (files / "dev.proto").write_text('getT { out "T?"; in "%f"; }\n')
+    (files / "st.cmd").write_text(script)
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert sentence in log.strip().splitlines()[-1]
+
+
+async def test_what_epics_ignores_in_a_substitution_file_is_a_warning(files: Path) -> None:
+    (files / "many.substitutions").write_text('file "db/good.db" {\n pattern {P}\n {A, B}\n}\n')
+    (files / "ioc.yml").write_text("databases: [{file: many.substitutions}]\n")
+    async with running_ioc("--config", "ioc.yml", cwd=files) as ioc:
+        await ioc.printed(
+            r"many\.substitutions:3: there are 2 values for 1 names: the last ones have no effect"
+        )
 
 
 async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:

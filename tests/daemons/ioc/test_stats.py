@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from appliance.client import Context
+from appliance.errors import AccessDeniedError, RemoteError
 from appliance.ioc.stats import SHIPPED, up_time
 from tests.helpers.ca_client import ca_client
 from tests.helpers.ioc_process import running_ioc
@@ -132,3 +133,86 @@ async def test_clients_of_channel_access_are_counted(tmp_path: Path) -> None:
             assert await ask("get S:CPU_CNT") == os.cpu_count()
             assert (await until(client, "S:CA_CLNT_CNT", bool))["value"] >= 1
             assert (await until(client, "S:CA_CONN_CNT", bool))["value"] >= 1
+
+
+async def processes(client: Context, name: str) -> bool:
+    """Whether a record's support reports no failure."""
+    try:
+        await client.put(f"{name}.PROC", 1)
+    except RemoteError:
+        return False
+    return True
+
+
+async def test_a_record_has_the_access_security_file_read_again(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.acf"
+    rules.write_text("HAG(here) {127.0.0.1}\nASG(DEFAULT) { RULE(1, READ) RULE(1, WRITE) { HAG(here) } }\n")
+    (tmp_path / "mine.db").write_text(
+        'record(ao, "mine") {}\n'
+        # As databases for other IOCs have it.
+        'record(sub, "own:READACF") { field(INAM, "asSubInit") field(SNAM, "asSubProcess") field(BRSV, "MAJOR") }\n'
+    )
+    (tmp_path / "ioc.yml").write_text(
+        "stats: {prefix: S}\nacf: {file: rules.acf}\ndatabases: [{file: mine.db}]\n"
+    )
+    async with running_ioc("--config", "ioc.yml", cwd=tmp_path) as ioc, ioc.client() as client:
+        await client.put("mine", 1.0)
+        for name, severity in (("S:READACF", 3), ("own:READACF", 2)):
+            before = len(ioc.log)
+            rules.write_text("nonsense")
+            await client.put(name, 1.0)
+            await ioc.printed(
+                "the access security file was not read again: .*rules.acf:1:1: unknown keyword", before
+            )
+            async with asyncio.timeout(30):
+                async for value in client.monitor(name):
+                    if value["alarm.severity"] == severity:
+                        break
+            assert value["value"] == 0
+            # The former rules hold.
+            await client.put("mine", 2.0)
+            rules.write_text("ASG(DEFAULT) { RULE(1, READ) RULE(1, WRITE) }\nASG(OTHER) { RULE(1, NONE) }\n")
+            before = len(ioc.log)
+            await client.put(name, 1.0)
+            await ioc.printed("its rules apply to reading and writing", before)
+            async with asyncio.timeout(30):
+                while not await processes(client, name):
+                    await asyncio.sleep(0.05)
+            assert (await client.get(name))["alarm.severity"] == 0
+        # Other values only process the record.
+        before = ioc.log.count("its rules apply")
+        await client.put("S:READACF", 5.0)
+        await client.put("S:READACF.PROC", 1)
+        await client.put("mine", 3.0)
+        assert ioc.log.count("its rules apply") == before
+        rules.write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+        await client.put("S:READACF", 1.0)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await client.put("mine", 4.0)
+                except AccessDeniedError:
+                    break
+                await asyncio.sleep(0.05)
+        # Who may not write the record cannot have the file read.
+        with pytest.raises(AccessDeniedError):
+            await client.put("S:READACF", 1.0)
+
+
+async def test_the_time_between_two_scans_is_measured_by_the_scans(tmp_path: Path) -> None:
+    (tmp_path / "st.cmd").write_text('dbLoadRecords("iocAdminScanMon.db", "IOC=S")\niocInit\n')
+    async with running_ioc("-S", "st.cmd", cwd=tmp_path) as ioc, ioc.client() as client:
+        await until(client, "S:10HZ_UPD_TIME", lambda value: value > 0)
+        for name, period in (("10HZ", 0.1), ("1HZ", 1.0), ("01HZ", 10.0)):
+            await client.put(f"S:{name}_TIME.SCAN", "Passive")
+            times = []
+            for _ in range(3):
+                await client.put(f"S:{name}_TIME.PROC", 1, "record[block=true]")
+                times.append((await client.get(f"S:{name}_TIME"))["value"])
+                value = await client.get(f"S:{name}_UPD_TIME")
+            assert value["value"] == pytest.approx(times[2] - times[1], abs=1e-6)
+            assert value["valueAlarm.highAlarmLimit"] == pytest.approx(1.05 * period)
+        for name in ("01HZ", "02HZ", "05HZ"):
+            assert (await client.get(f"S:{name}_UPD_TIME"))["display.units"] == "second"
+        assert (await client.get("S:SCANMON_SEVR"))["value"] == 0
+        assert "ERROR" not in ioc.log

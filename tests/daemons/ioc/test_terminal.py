@@ -7,6 +7,7 @@ import pty
 import select
 import shlex
 import signal
+import subprocess
 import sys
 import termios
 import time
@@ -145,3 +146,105 @@ def test_editing_and_prompt_follow_the_variables_of_epics(files: Path) -> None:
         at = shell.until("DBF_DOUBLE", at)
         shell.type("exit\n")
         assert shell.end() == 0
+
+
+@pytest.fixture
+def daemon(files: Path) -> Iterator[Path]:
+    """A daemon's console."""
+    (files / "ioc.yml").write_text("databases: [{file: some.db}]\nconsole: console\n")
+    env = environment(free_port(), free_port())
+    command = [sys.executable, "-m", "appliance.cli.softiocpvx", "--config", "ioc.yml"]
+    with (files / "log").open("w") as log, subprocess.Popen(command, cwd=files, env=env, stderr=log) as ioc:
+        (files / "pid").write_text(str(ioc.pid))
+        deadline = time.monotonic() + PATIENCE_S
+        while not (files / "console").exists():
+            assert ioc.poll() is None, (files / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield files
+        ioc.terminate()
+        ioc.wait(PATIENCE_S)
+    assert "Traceback" not in (files / "log").read_text()
+
+
+ATTACH = [sys.executable, "-m", "appliance.cli.softiocpvx", "--attach", "console"]
+
+
+def test_history_and_completion_work_at_the_console_of_a_daemon(daemon: Path) -> None:
+    with terminal(ATTACH, daemon) as shell:
+        before = shell.settings()
+        at = shell.until("epics> ")
+        shell.type("dbg\t\t")
+        at = shell.until("dbgrep", shell.until("dbgf", at))
+        shell.type("f room:t\t\n")
+        at = shell.until("epics> ", shell.until("DBF_DOUBLE", shell.until("dbgf room:temperature", at)))
+        shell.type("\x1b[A\n")
+        at = shell.until("epics> ", shell.until("DBF_DOUBLE", shell.until("dbgf room:temperature", at)))
+        shell.type("help pvx\t\t")
+        at = shell.until("pvxrefshow", at)
+        shell.type("sr\n")
+        at = shell.until("epics> ", shell.until("Server report", at))
+        shell.type("dbpf room:pressure 3\n")
+        at = shell.until("epics> ", shell.until("DBF_DOUBLE:         3", at))
+        shell.type("nonsense\n")
+        at = shell.until("epics> ", shell.until("(failed)", shell.until("there is no such command", at)))
+        shell.type("exit\n")
+        assert shell.end() == 0
+        assert shell.settings() == before
+    logged = (daemon / "log").read_text()
+    assert "dbpf room:pressure 3" in logged
+    # Questions for completions are no commands.
+    assert "\t" not in logged
+
+
+def test_lines_of_a_file_are_run_at_the_console(daemon: Path) -> None:
+    done = subprocess.run(
+        ATTACH,
+        cwd=daemon,
+        input="dbl\n\n# nothing\ndbgf room:pressure\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["room:temperature", "room:pressure"]
+    assert lines[2].startswith("DBF_DOUBLE")
+
+
+def test_a_console_says_that_the_ioc_has_ended(daemon: Path) -> None:
+    with terminal(ATTACH, daemon) as shell:
+        at = shell.until("epics> ")
+        os.kill(int((daemon / "pid").read_text()), signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_S
+        while (daemon / "console").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        shell.type("dbl\n")
+        shell.until("the IOC has closed the console", at)
+        assert shell.end() == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status", "said"),
+    [
+        ("nowhere", [], 1, "Error: nowhere: No such file or directory: is this the path in 'console' of the IOC's configuration, and does the IOC run?"),
+        ("some.db", [], 1, "Error: some.db: Connection refused: is this the path"),
+        ("console", ["-d", "some.db"], 1, "Error: --attach cannot be combined with other options"),
+    ],
+)  # fmt: skip
+def test_a_console_that_is_not_there_is_one_sentence(
+    files: Path, path: str, options: list[str], status: int, said: str
+) -> None:
+    done = subprocess.run(
+        [*ATTACH[:-1], path, *options],
+        cwd=files,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.ioc.dbcore.words import complaint
+from appliance.ioc.dbcore.words import complaint, device_address
 
 ASIDE = "dbJLinkInit: Link type 'pva' not found\n"
 PRINTED = (
@@ -27,3 +27,33 @@ def test_an_undefined_macro_is_named_whether_or_not_the_error_log_was_quick(asid
     )
     said = str(complaint(aside + printed, "why", "/d/x.db"))
     assert said.startswith("/d/x.db:2: the macro UNDEF is not defined")
+
+
+@pytest.mark.parametrize(
+    ("device", "hint", "said"),
+    [
+        ("stream", "", "L:1: this IOC has no device support 'stream' of StreamDevice: bring it with 'libraries', or read an IOC that has it"),
+        ("stream", '; Did you mean "Soft Timestamp"?', "L:1: this IOC has no device support 'stream' of StreamDevice: bring"),
+        ("asynInt32", '; Did you mean "Async Soft Channel"?', "L:1: this IOC has no device support 'asynInt32' of asyn: bring"),
+        ("Soft Chanel", '; Did you mean "Soft Channel"?', "L:1: ai records have no device support 'Soft Chanel'; Did you mean \"Soft Channel\"?"),
+        ("Beam", "", "L:1: ai records have no device support 'Beam': bring it with 'libraries'"),
+    ],
+)  # fmt: skip
+def test_a_device_type_that_is_not_there_is_named_with_its_module(device: str, hint: str, said: str) -> None:
+    printed = (
+        f"ERROR: Can't set 'L:1.DTYP' to '{device}' no such device support for 'ai' record type : illegal choice{hint}\n"
+        "ERROR:  at or before ')' in file \"/d/x.db\" line 3\n"
+    )
+    assert str(complaint(printed, "why", "/d/x.db")).startswith(f"/d/x.db:3: {said}")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("@dev.proto getT(A) P1", "L:1.INP: '@dev.proto getT(A) P1' is a protocol of StreamDevice, which this IOC does not have, and the record has no DTYP"),
+        ("@asyn(P1,0)X", "L:1.INP: '@asyn(P1,0)X' is the address of a device, and the record has no DTYP for it"),
+    ],
+)  # fmt: skip
+def test_the_address_of_a_device_without_dtyp_is_named(address: str, said: str) -> None:
+    printed = f'L:1.INP: can\'t initialize link type CONSTANT with "{address}" (type INST_IO)'
+    assert device_address(printed).startswith(said)

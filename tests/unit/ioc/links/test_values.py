@@ -158,3 +158,28 @@ def test_one_value_fills_an_array_of_one() -> None:
 def test_what_does_not_fit_is_refused(kind: TypeDesc, written: Any) -> None:
     with pytest.raises(PVDataError):
         fit(kind, written)
+
+
+@pytest.mark.parametrize("dbr", [CHAR, UCHAR])
+@pytest.mark.parametrize(
+    ("value", "most", "found"),
+    [("x" * 60, 100, b"x" * 60 + b"\0"), ("x" * 60, 10, b"x" * 9 + b"\0"), ("xü", 3, b"x\0"), ("", 5, b"\0"), ("a\0b", 9, b"a\0")],
+)  # fmt: skip
+def test_a_text_becomes_characters_where_there_is_room_for_several(
+    value: str, most: int, found: bytes, dbr: int
+) -> None:
+    assert to_dbr(value, STRING, dbr, most) == (found, len(found))
+
+
+@pytest.mark.parametrize("kind", [STRING, BoundedString(100)])
+@pytest.mark.parametrize("data", [b"long text\0rest", b"long text"])
+@pytest.mark.parametrize("code", ["i1", "u1"])
+def test_characters_become_the_text_of_a_text(kind: TypeDesc, data: bytes, code: str) -> None:
+    assert fit(kind, np.frombuffer(data, code)) == "long text"
+
+
+@pytest.mark.parametrize("kind", [INT8, UINT8])
+def test_a_text_becomes_characters_with_an_end(kind: TypeDesc) -> None:
+    found = fit(ArrayType(kind), "Grün")
+    assert found.dtype == np.dtype(kind.np)  # type: ignore[attr-defined]
+    assert found.tobytes() == "Grün".encode() + b"\0"
