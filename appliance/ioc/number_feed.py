@@ -8,6 +8,7 @@ slow client) are handled as in all other feeds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 from appliance.epoch import EPICS_EPOCH_S
@@ -20,7 +21,7 @@ from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
 from appliance.ioc.mapping import user_tag
 from appliance.ioc.record import Record
 from appliance.pvdata.types import ScalarType
-from appliance.server.operation import Subscription, Update
+from appliance.server.operation import PUMP_LIMIT, Subscription, Update
 
 __all__ = ["NumberFeed"]
 
@@ -37,13 +38,27 @@ class NumberFeed(Feed):
         assert isinstance(kind, ScalarType)
         self._view = dbcore.NumberView(record.channel)
         self._bits = mapping.value_bits | mapping.time_bits
-        self._code = kind.fmt + "qii"
+        self._code = self._code_of(kind)
         self._raw: dbcore.RawNumber | None = None
         self._raw_alarm = b""
         self._known: tuple[bytes, ...] = ()
         self._properties = dbcore.RawProperties(b"", b"", b"")
         # One subscription for both kinds of events: the difference from the last time shows which kind it was.
         super().__init__(record, stream, DEFAULT_EVENTS, DEFAULT_EVENTS | DBE_PROPERTY)
+
+    def _code_of(self, kind: ScalarType) -> str:
+        """Return the types of what is sent: the value, and the time."""
+        return kind.fmt + "qii"
+
+    def _note_properties(self) -> None:
+        """Take the present properties as those that all clients know."""
+        reader = self.record.reader
+        assert reader is not None
+        self._properties = reader.read_properties()
+
+    def _sender(self, subscription: Subscription, overrun: int = 0) -> Callable[..., bool] | None:
+        """Return the function that sends a client a new value with its time."""
+        return subscription.sender(self._bits, self._code, overrun)
 
     @classmethod
     def _read_and_post(cls, feeds: list[Self]) -> None:
@@ -89,13 +104,16 @@ class NumberFeed(Feed):
                 if overrun == bits:
                     send = watcher.send_lost
                     if send is None:
-                        send = watcher.send_lost = watcher.subscription.sender(bits, self._code, bits)
+                        send = watcher.send_lost = self._sender(watcher.subscription, bits)
                 else:
                     send = None
             if send is not None:
                 assert self._raw is not None
                 _, seconds, nanoseconds, tag, value = self._raw
-                return send(value, seconds + EPICS_EPOCH_S, nanoseconds, user_tag(tag))
+                if send(value, seconds + EPICS_EPOCH_S, nanoseconds, user_tag(tag)):
+                    return True
+                if watcher.subscription.wire.outbox.size > PUMP_LIMIT:
+                    return False
         return super().deliver(watcher, bits, overrun)
 
     def update(self, bits: int, overrun: int = 0) -> Update:
@@ -148,8 +166,6 @@ class NumberFeed(Feed):
             # If others watch already, they do not know the new value yet, so nothing is taken before that event.
             self._raw, self._known = self._view.look()
             self._raw_alarm, *_ = self._raw
-            reader = self.record.reader
-            assert reader is not None
-            self._properties = reader.read_properties()
+            self._note_properties()
         super().join(subscription)
-        self.watchers[subscription].send = subscription.sender(self._bits, self._code)
+        self.watchers[subscription].send = self._sender(subscription)

@@ -95,7 +95,14 @@ from appliance.ioc.dbcore.events import (
 )
 from appliance.ioc.dbcore.many import ManyLock, get_many
 from appliance.ioc.dbcore.number_read import NumberReader, RawProperties, can_read_number
-from appliance.ioc.dbcore.number_view import NumberView, RawNumber, can_view_number, reading_of, view_numbers
+from appliance.ioc.dbcore.number_view import (
+    NumberView,
+    RawNumber,
+    can_view_number,
+    can_view_text,
+    reading_of,
+    view_numbers,
+)
 from appliance.ioc.dbcore.output import (
     serves_channel_access,
     shell_capture,
@@ -145,6 +152,7 @@ __all__ = [
     "build_isolated",
     "can_read_number",
     "can_view_number",
+    "can_view_text",
     "captured_errors",
     "database_links",
     "environment_value",

@@ -30,18 +30,18 @@ _ALARM_SIZE: Final = _MESSAGE_AT + _MESSAGE_SIZE
 _NEAR: Final = 8
 """The most octets between two properties that are read together; they are mostly alignment."""
 
-#: status, severity and message as they lie in the record; seconds since 1990, nanoseconds, tag, value
+#: status, severity and message as they lie in the record; seconds since 1990, nanoseconds, tag, value (a text as 39 octets)
 RawNumber = tuple[bytes, int, int, int, Any]
 
 
 class NumberView:
-    """The value field of one record, one number or enum.
+    """The value field of one record, one number, enum or text.
 
     ``read()`` gives a :data:`RawNumber` and ``properties()`` a tuple to compare with an earlier one. Both only while
     the record is locked and the channel is open.
 
     Raises:
-        OperationError: the channel is something else, see :func:`can_view_number`.
+        OperationError: the channel is something else, see :func:`can_view_number` and :func:`can_view_text`.
 
     """
 
@@ -50,7 +50,7 @@ class NumberView:
     def __init__(self, channel: DBChannel) -> None:
         layout = _layout_of(channel)
         if layout is None:
-            raise OperationError(f"{channel.name} cannot be viewed: it is not a plain number")
+            raise OperationError(f"{channel.name} cannot be viewed: it is no plain number and no short text")
         common, properties, size = layout
         memory = memoryview((ctypes.c_char * size).from_address(channel.record_address)).cast("B")
         self.channel = channel
@@ -65,7 +65,12 @@ class NumberView:
 
 def can_view_number(channel: DBChannel) -> bool:
     """Whether :class:`NumberView` can read it: a value field with one number in the record's own memory, no filters."""
-    return _layout_of(channel) is not None
+    return can_read_number(channel) and _layout_of(channel) is not None
+
+
+def can_view_text(channel: DBChannel) -> bool:
+    """Whether :class:`NumberView` can read it, as 39 octets: a value field with one text in the record's own memory, no filters."""
+    return channel.final_type == _c.DBF_STRING and _layout_of(channel) is not None
 
 
 def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, ...]]]:
@@ -85,6 +90,8 @@ def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[byt
 def reading_of(raw: RawNumber) -> Reading:
     """Convert a :data:`RawNumber` to a reading like that of :meth:`DBChannel.get`."""
     alarm, seconds, nanoseconds, tag, value = raw
+    if isinstance(value, bytes):
+        value = _c.c_text(value)
     status, severity = _TWO.unpack_from(alarm)
     message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
     return Reading(value, status, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
@@ -94,7 +101,7 @@ _TWO: Final = struct.Struct("=HH")
 
 
 def _layout_of(channel: DBChannel) -> tuple[struct.Struct, struct.Struct, int] | None:
-    if not channel.is_value_field or not can_read_number(channel):
+    if not channel.is_value_field or not channel.is_plain:
         return None
     return _layout(channel.record_type, channel.field, channel.final_type)
 
@@ -110,6 +117,8 @@ def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, str
     value = fields[field]
     if value.size != struct.calcsize("=" + code):
         return None
+    if kind == _c.DBF_STRING:
+        code = f"{_c.MAX_STRING_SIZE - 1}s"  # EPICS never shows the last octet, which is for the nul
     common = _picker(
         [
             (alarm, f"{_ALARM_SIZE}s"),

@@ -200,20 +200,26 @@ def test_events_of_a_client_that_does_not_read_are_not_even_read_and_the_last_va
 @isolated
 def test_a_slow_client_of_a_record_does_not_hold_up_another_and_misses_no_alarm(tmp_path: Path) -> None:
     async def test() -> None:
-        names = ["alarmed", *(f"r{number}" for number in range(COUNT))]
+        names = ["alarmed", "text", *(f"r{number}" for number in range(COUNT))]
         async with served() as ioc:
             slow = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(slow.watch, names)
             await asyncio.to_thread(slow.until, lambda it: len(it.got) == len(names))
-            await ioc.put({"alarmed": 1.0})
+            await ioc.put({"alarmed": 1.0, "text": "before"})
             await ioc.clog()
             fast = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(fast.watch, ["alarmed"])
             for number in range(2000, 2010):
                 await ioc.put({"alarmed": float(number)})
                 await asyncio.to_thread(fast.until, lambda it, n=number: it.last(1, "<d") == n)  # type: ignore[misc]
+            for text in ("several", "", "the last"):
+                await ioc.put({"text": text})
             slow.got.clear()
             await asyncio.to_thread(slow.until, lambda it: it.last(1, "<d") == 2009.0)
+            await asyncio.to_thread(slow.until, lambda it: 2 in it.got)
+            bits, rest = slow.got[2][-1]
+            assert rest[:9] == b"\x08the last"
+            assert rest[-2:] == bytes((1, bits & 0xFF)) or bits > 0xFF
             # value 1, alarm.severity 3, status 4, message 5
             assert slow.got[1][-1][0] & 0b111010 == 0b111010
             assert sum(len(updates) for updates in fast.got.values()) >= 10
