@@ -10,6 +10,7 @@ from cryptography import x509
 
 from appliance.certmon.policy import Mode
 from appliance.certmon.tls_manager import TLSManager
+from appliance.certs.keychain import Keychain
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig
 from appliance.config.tls_options import TLS_REQUIRED
@@ -103,3 +104,8 @@ class ClientTLSManager(TLSManager):
         """Close the connections in which this client has shown ``certificate``."""
         if self._context is not None:
             self._context.close_connections_of(certificate, reason)
+
+    def renew_connections_of(self, former: Keychain, within_s: float) -> None:
+        """Replace the connections in which this client has shown ``former``, where the server has changed too."""
+        if self._context is not None and former.certificate is not None:
+            self._context.renew_connections_of(former.certificate, within_s)

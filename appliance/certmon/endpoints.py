@@ -16,18 +16,23 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from appliance.client.context import Context
 from appliance.config.pva import ClientConfig, Effective, ServerConfig
 from appliance.config.tls_options import check_keychain_set
+from appliance.errors import ApplianceError, ConfigurationError
 
 if TYPE_CHECKING:
     from appliance.certmon.server import ServerTLSManager
     from appliance.server.server import Server
 
-__all__ = ["open_client", "open_server"]
+__all__ = ["open_client", "open_server", "reconfigure_server"]
 
 _log: Final = logging.getLogger(__name__)
+
+_keepers: Final[WeakKeyDictionary[Server, ServerTLSManager | _LateKeychain]] = WeakKeyDictionary()
+"""Who keeps the TLS of each open server up to date."""
 
 LATE_POLL_S: Final = 1.0
 """Seconds between two looks for a keychain that does not exist yet."""
@@ -118,21 +123,79 @@ async def open_server(
         # The classes' own start and stop, because a subclass's start may have called this.
         await Server.start(plain)
         try:
-            if not config.tls_keychain_default:
-                yield plain
-                return
-            late = _LateKeychain(plain, config, status_client)
-            try:
-                yield plain
-            finally:
-                await late.close()
+            if config.tls_keychain_default:
+                _keepers[plain] = _LateKeychain(plain, config, status_client)
+            yield plain
         finally:
+            await _let_go(plain)
             await Server.stop(plain)
         return
     from appliance.certmon.server import ServerTLSManager
 
-    async with ServerTLSManager(config, options, prepare, status_client, server) as secure:
-        yield secure
+    manager = ServerTLSManager(config, options, prepare, status_client, server)
+    async with manager as secure:
+        _keepers[secure] = manager
+        try:
+            yield secure
+        finally:
+            if _keepers.get(secure) is not manager:
+                await _let_go(secure)
+
+
+async def _let_go(server: Server) -> None:
+    keeper = _keepers.pop(server, None)
+    if keeper is not None:
+        await keeper.release()
+
+
+async def reconfigure_server(
+    server: Server, config: ServerConfig, *, status_client: ClientConfig | None = None
+) -> None:
+    """Use another keychain and other TLS options for a server that :func:`open_server` has opened.
+
+    Ports and interfaces stay as they are. Connections over TLS end, since they were made under the former settings; those over plain
+    TCP go on.
+
+    Args:
+        server: The server, which goes on.
+        config: The new settings.
+        status_client: How to find the certificate service; by default the client variables of the environment.
+
+    Raises:
+        ConfigurationError: The settings need other ports (``tls_required``). Nothing has changed then.
+        KeychainError: The keychain cannot be used. Nothing has changed then.
+        CertificateStatusError: No status came, and ``on_no_cms=throw`` is set. Nothing has changed then.
+    """
+    if config.tls_options.tls_required != server.require_tls:
+        raise ConfigurationError(
+            "tls_required decides which ports are open, so it can only be changed with a restart"
+        )
+    if server.require_tls and not config.tls_keychain:
+        config = config._replace(tls_keychain=config.tls_keychain_default, tls_keychain_default="")
+    check_keychain_set(config.tls_options, config.tls_keychain, "EPICS_PVAS_TLS_KEYCHAIN")
+    former = _keepers.get(server)
+    if config.tls_keychain:
+        from appliance.certmon.server import ServerTLSManager
+
+        manager = ServerTLSManager(config, {}, None, status_client)
+        await manager.prepare_for(server)
+        if former is not None:
+            former.retire()
+        _keepers[server] = manager
+        await manager.serve()
+        if former is not None:
+            await former.release()
+        return
+    if config.tls_stop_if_no_cert:
+        raise ConfigurationError("EPICS_PVAS_TLS_STOP_IF_NO_CERT is set, and there would be no keychain")
+    await _let_go(server)
+    server.entrance.gate = None
+    server.access.plight = ""
+    await server.set_tls(None)
+    server.set_standby(False)
+    server.close_peers(ApplianceError("the server has no keychain from now on"), tls_only=True)
+    if config.tls_keychain_default:
+        _keepers[server] = _LateKeychain(server, config, status_client)
 
 
 class _LateKeychain:
@@ -160,8 +223,13 @@ class _LateKeychain:
                 "changes of the keychain %s cannot be followed; restart the server to use it", path
             )
 
-    async def close(self) -> None:
+    def retire(self) -> None:
         self._task.cancel()
+        if self._manager is not None:
+            self._manager.retire()
+
+    async def release(self) -> None:
+        self.retire()
         await asyncio.gather(self._task, return_exceptions=True)
         if self._manager is not None:
-            await self._manager.__aexit__()
+            await self._manager.release()

@@ -11,6 +11,7 @@ from cryptography import x509
 
 from appliance.certmon.policy import Mode
 from appliance.certmon.tls_manager import TLSManager
+from appliance.certs.keychain import Keychain
 from appliance.config.pva import ClientConfig, ServerConfig, resolve_client
 from appliance.errors import SecurityError
 from appliance.server.server import Server
@@ -39,6 +40,8 @@ class ServerTLSManager(TLSManager):
         self._given = server
         self._server: Server | None = None
         self._adopted = False
+        self._is_retired = False
+        self._is_released = False
         self._news = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
@@ -94,15 +97,57 @@ class ServerTLSManager(TLSManager):
         self._worker = asyncio.get_running_loop().create_task(self._work())
         self.watch()
 
-    async def __aexit__(self, *_: object) -> None:
+    async def prepare_for(self, server: Server) -> None:
+        """Read the keychain for a server that runs; :meth:`serve` uses it then.
+
+        Raises:
+            KeychainError: The keychain cannot be used.
+            CertificateStatusError: No status came, and ``on_no_cms=throw`` is set.
+        """
+        try:
+            trouble = await self.open()
+            self.begin()
+        except BaseException:
+            await self.close()
+            raise
+        if trouble is not None:
+            _log.warning("TLS is not used: %s", trouble)
+        self._server, self._adopted = server, True
+
+    async def serve(self) -> None:
+        """Keep the TLS of the prepared server from now on. Its connections over TLS end: others have judged them."""
+        server = self._server
+        assert server is not None
+        server.entrance.gate = self.gate
+        self._tell_plight(server)
+        await server.set_tls(self.identity.full if self.mode is Mode.TLS else None)
+        server.set_standby(self.mode is Mode.STANDBY)
+        server.close_peers(SecurityError("the server uses other TLS settings from now on"), tls_only=True)
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+        self.watch()
+        self.changed()
+
+    def retire(self) -> None:
+        """Change the server no more; :meth:`release` follows."""
+        self._is_retired = True
         if self._worker is not None:
             self._worker.cancel()
             self._worker = None
+
+    async def release(self) -> None:
+        """Follow keychain and statuses no more; the server goes on."""
+        self.retire()
+        if not self._is_released:
+            self._is_released = True
+            await self.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.retire()
         if self._server is not None:
             if not self._adopted:
                 await Server.stop(self._server)
             self._server = None
-        await self.close()
+        await self.release()
 
     def _tell_plight(self, server: Server) -> None:
         """Tell refused clients that nobody can prove an identity while this server has no TLS."""
@@ -119,6 +164,8 @@ class ServerTLSManager(TLSManager):
     def changed(self) -> None:
         """Apply the present state, as soon as the event loop allows."""
         server = self._server
+        if self._is_retired:
+            return
         if server is not None and self.settled and self.ended and self.mode is Mode.TLS:
             server.close_peers(SecurityError(self.why()), tls_only=True)
         self._news.set()
@@ -150,5 +197,10 @@ class ServerTLSManager(TLSManager):
 
     def close_connections_of(self, certificate: x509.Certificate, reason: SecurityError) -> None:
         """Close the connections in which this server has shown ``certificate``."""
-        if self._server is not None:
+        if self._server is not None and not self._is_retired:
             self._server.close_peers(reason, certificate=certificate)
+
+    def renew_connections_of(self, former: Keychain, within_s: float) -> None:
+        """Close the connections of ``former`` whose clients have nothing to change; the others do it themselves."""
+        if self._server is not None:
+            self._server.renew_peers(former, SecurityError("a new keychain is in use"), within_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from abc import ABC, abstractmethod
 from datetime import datetime, timedelta
 from typing import Final
@@ -24,6 +25,8 @@ __all__ = ["TLSManager"]
 
 _log: Final = logging.getLogger(__name__)
 _LONGEST_SLEEP_S: Final = 60.0
+_SHORTEST_LEFT_S: Final = 20.0
+"""With less time than this until the end of a replaced certificate, its connections are not replaced more often than with this."""
 
 
 class TLSManager(ABC):
@@ -47,9 +50,13 @@ class TLSManager(ABC):
         self._status_trouble = ""
         self._reminder: asyncio.TimerHandle | None = None
         self._renewal_told = False
-        self._kept: tuple[Following, x509.Certificate] | None = None
-        """A certificate that was replaced, and that connections still use."""
+        self._kept: tuple[Following, Keychain, x509.Certificate] | None = None
+        """A keychain that was replaced, and that connections still use, and its certificate."""
         self._kept_timer: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        """The next time at which such connections are replaced."""
+        self._kept_until: datetime | None = None
+        """The end of the replaced certificate that `_renewal` was planned for."""
         if not self.options.no_revocation_check:
             cache = StatusCache(config.status_cache) if config.status_cache else None
             self.source = StatusSource(status_config, cache=cache)
@@ -227,9 +234,9 @@ class TLSManager(ABC):
     def _keep(self, former: Keychain) -> bool:
         """Let connections of a replaced certificate go on as long as it is good; return whether its status can be followed.
 
-        Another authority has certified the same key and names, so a new connection would prove nothing else. When the authority
-        ends, its certificates are EXPIRED, and both ends connect anew at one moment: a monitor loses its connection once, and not
-        once for each end.
+        Another authority has certified the same key and names, so a new connection would prove nothing else. A client replaces each
+        connection when its server has a new certificate too. So a monitor loses its connection once, and not once for each end. What
+        is left at the end of the authority is closed then, because its certificates are EXPIRED.
         """
         certificate = former.certificate
         if self.source is None or certificate is None or self._kept is not None:
@@ -238,7 +245,7 @@ class TLSManager(ABC):
             ref = reference((certificate, *former.chain))
             if ref is None:
                 return False
-            self._kept = self.source.follow(ref, self._look_at_kept), certificate
+            self._kept = self.source.follow(ref, self._look_at_kept), former, certificate
         except (CertificateError, CertificateStatusError):
             return False
         self._look_at_kept()
@@ -249,7 +256,7 @@ class TLSManager(ABC):
         if self._kept is None:
             return
         assert self.source is not None
-        following, certificate = self._kept
+        following, former, certificate = self._kept
         status = following.status
         left_s = (certificate.not_valid_after_utc - self.source.now()) / timedelta(seconds=1)
         if self._kept_timer is not None:
@@ -257,13 +264,40 @@ class TLSManager(ABC):
         if left_s > 0 and (status.status_class is StatusClass.GOOD or not status.delivered):
             loop = asyncio.get_running_loop()
             self._kept_timer = loop.call_later(min(left_s + 0.01, _LONGEST_SLEEP_S), self._look_at_kept)
+            # The status tells the holder until when it has to be replaced, and after a while when the authority ends.
+            until = min(certificate.not_valid_after_utc, status.renew_by or certificate.not_valid_after_utc)
+            if until != self._kept_until:
+                self._kept_until = until
+                self._renew_later(former, until)
             return
         state = status.state if left_s > 0 else CertState.EXPIRED
         self._let_go()
         _log.info("%s: the former certificate is %s: its connections are closed", self.identity.path, state)
         self.close_connections_of(certificate, SecurityError(f"the former certificate is {state}"))
 
+    def _renew_later(self, former: Keychain, until: datetime) -> None:
+        """Replace the connections of a replaced keychain long before ``until``, and again in half of the time that is left then.
+
+        Nobody tells when the peers have changed, so it is tried again and again. The moments are random, because a facility has
+        thousands of such connections.
+        """
+        assert self.source is not None
+        if self._renewal is not None:
+            self._renewal.cancel()
+        quarter_s = max((until - self.source.now()) / timedelta(seconds=1), _SHORTEST_LEFT_S) / 4
+
+        def renew() -> None:
+            self.renew_connections_of(former, min(quarter_s, _LONGEST_SLEEP_S))
+            self._renewal = asyncio.get_running_loop().call_later(quarter_s, self._renew_later, former, until)
+
+        delay = random.uniform(0, quarter_s)  # noqa: S311 - this number is no secret
+        self._renewal = asyncio.get_running_loop().call_later(delay, renew)
+
     def _let_go(self) -> None:
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+        self._kept_until = None
         if self._kept_timer is not None:
             self._kept_timer.cancel()
             self._kept_timer = None
@@ -274,6 +308,10 @@ class TLSManager(ABC):
     @abstractmethod
     def close_connections_of(self, certificate: x509.Certificate, reason: SecurityError) -> None:
         """Close the connections in which this end has shown ``certificate``."""
+
+    @abstractmethod
+    def renew_connections_of(self, former: Keychain, within_s: float) -> None:
+        """Replace connections in which this end has shown ``former``, where that is for good, ``within_s`` seconds."""
 
     # -- what follows --------------------------------------------------------------------------------
 

@@ -240,6 +240,14 @@ class Context:
         if self._is_open:
             self._links.close_of(certificate, reason)
 
+    def renew_connections_of(self, certificate: x509.Certificate, within_s: float) -> None:
+        """Replace the connections in which this client has shown ``certificate``, each at a moment of its own ``within_s`` seconds.
+
+        A connection stays if the new one fails, or if the server still shows a certificate of the same authority.
+        """
+        if self._is_open:
+            self._links.renew(certificate, within_s)
+
     def probe_tls(self, guid: bytes = b"") -> None:
         """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 from appliance.client.channel import Channel, ChannelLink, ChannelState
@@ -55,6 +56,8 @@ class Links:
         """What was still running when the end began."""
         self._deserted: asyncio.Event | None = None
         self._warned: set[str] = set()
+        self._successors: dict[ServerLink, ServerLink] = {}
+        """Connections that are made to take the place of others, each with the one that goes when it is ready."""
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -94,7 +97,7 @@ class Links:
         if self._sweeper is not None:
             self._sweeper.cancel()
         self.channels.close(tell=False)
-        for link in {*self.by_address.values(), *self.name_servers}:
+        for link in {*self.by_address.values(), *self.name_servers, *self._successors}:
             link.close()
         self._closing = list(self._tasks)
         for task in self._closing:
@@ -131,7 +134,7 @@ class Links:
                 link.close()
 
     def _streams(self) -> list[StreamLink]:
-        links = {*self.by_address.values(), *self.name_servers}
+        links = {*self.by_address.values(), *self.name_servers, *self._successors}
         return [link.stream for link in links if link.stream is not None]
 
     # -- connecting ----------------------------------------------------------------------------------
@@ -178,13 +181,18 @@ class Links:
     # -- LinkOwner -----------------------------------------------------------------------------------
 
     def link_ready(self, link: ServerLink) -> None:
-        """Move the unencrypted channels of the same server to a validated TLS connection."""
+        """Move the unencrypted channels of the same server to a validated TLS connection, or those of the one that it replaces."""
+        former = self._successors.pop(link, None)
+        if former is not None:
+            self._succeed(former, link)
+            return
         self._move_to(link)
         if link in self.name_servers:
             self.searcher.introduce(link.search)
 
     def link_ended(self, link: ServerLink, reason: ApplianceError | None, *, was_ready: bool) -> None:
         """Forget a connection that is gone. A name server is connected again; its name is resolved again before that."""
+        self._successors.pop(link, None)
         if self.by_address.get(link.address) is link:
             del self.by_address[link.address]
         if not self._end.closed:
@@ -281,10 +289,46 @@ class Links:
     def close_of(self, certificate: x509.Certificate, reason: ApplianceError) -> None:
         """Close the connections in which this client has shown ``certificate``; their channels are searched for again."""
         for link in list(self.by_address.values()):
-            engine = None if link.stream is None else link.stream.engine
-            if engine is not None and engine.keychain.certificate == certificate:
+            if _shown(link) == certificate:
                 link.close(reason)
         self.searcher.hurry()
+
+    def renew(self, certificate: x509.Certificate, within_s: float) -> None:
+        """Replace the connections in which this client has shown ``certificate``, each at a moment of its own ``within_s`` seconds.
+
+        A channel moves when the new connection is validated, and only if the server too shows a certificate of another authority:
+        otherwise the connection would be lost once more when that one ends. So a failure harms nothing.
+        """
+        for link in list(self.by_address.values()):
+            if link.ready and _shown(link) == certificate:
+                delay = random.uniform(0, within_s)  # noqa: S311 - this number is no secret
+                self._end.clock.call_later(delay, self._renew, link)
+
+    def _renew(self, link: ServerLink) -> None:
+        tls = self._end.tls
+        known = self.by_address.get(link.address) is link and link.ready and link.is_usable
+        if not known or self._end.closed or tls is None or tls.keychain.certificate == _shown(link):
+            return
+        if link.held is not None or link in self._successors.values():
+            return
+        # Not in `by_address`: channels must not find it before it is ready.
+        successor = ServerLink(self._end, self, link.address)
+        successor.guid = link.guid
+        self._successors[successor] = link
+        self._begin(successor)
+
+    def _succeed(self, former: ServerLink, link: ServerLink) -> None:
+        """Let ``link`` take the place of ``former``, unless its server has not changed its certificate yet."""
+        if self.by_address.get(former.address) is not former:
+            link.close(TransportError(f"the former connection to {link.peer} has ended"), expected=True)
+        elif _is_of_former_authority(former, link):
+            link.close(
+                TransportError(f"{link.peer} has a certificate of the former authority"), expected=True
+            )
+        else:
+            self.by_address[link.address] = link
+            latest = self._end.now() + self._end.timings.upgrade_patience_s
+            self._give_up(former, latest, f"{link.peer}: a connection with new certificates takes over")
 
     def probe_tls(self, guid: bytes = b"") -> None:
         """Ask which unencrypted channels are available over TLS, and move them to it (SPVA 12.5.2).
@@ -339,11 +383,33 @@ class Links:
                 self._give_up_plain(plain, latest)
 
     def _give_up_plain(self, link: ServerLink, latest: float) -> None:
-        """Close a plain link when no request is in progress; such a request would be lost or executed twice."""
-        if self.by_address.get(link.address) is not link or link.stream is None or self._end.tls is None:
+        """Close a plain link when no request is in progress."""
+        if self.by_address.get(link.address) is link and self._end.tls is not None:
+            self._give_up(link, latest, f"{link.peer} speaks TLS now")
+
+    def _give_up(self, link: ServerLink, latest: float, why: str) -> None:
+        """Close a link when no request is in progress; such a request would be lost or executed twice."""
+        if link.stream is None:
             return
         busy = any(request.is_busy for channel in link.channels for request in channel.requests)
         if busy and self._end.now() < latest:
-            self._end.clock.call_later(self._end.timings.upgrade_check_s, self._give_up_plain, link, latest)
+            self._end.clock.call_later(self._end.timings.upgrade_check_s, self._give_up, link, latest, why)
         else:
-            link.close(TransportError(f"{link.peer} speaks TLS now"), expected=True)
+            link.close(TransportError(why), expected=True)
+
+
+def _shown(link: ServerLink) -> x509.Certificate | None:
+    """Return the certificate that this client has shown in a connection."""
+    engine = None if link.stream is None else link.stream.engine
+    return None if engine is None else engine.keychain.certificate
+
+
+def _is_of_former_authority(former: ServerLink, link: ServerLink) -> bool:
+    """Whether the server of ``link`` shows a certificate of the authority that certified what this client showed in ``former``."""
+    from appliance.certs.crossed import is_same_authority
+
+    before = None if former.stream is None else former.stream.engine
+    now = None if link.stream is None else link.stream.engine
+    if before is None or now is None or before.keychain.issuer is None or len(now.peer_chain) < 2:
+        return False
+    return is_same_authority(now.peer_chain[1], before.keychain.issuer)

@@ -164,6 +164,8 @@ def introduce(
     """
     known = known_authorities(transaction.connection)
     at = posix(now)
+    # Whoever takes over is the later one, also within a second, and after a clock was set back: other nodes follow it by that.
+    began = max([at, *(each.since + 1 for each in known.values())])
     changed = False
     authorities = tuple(authorities)
     held = {authority.issuer_id for authority in authorities}
@@ -182,7 +184,7 @@ def introduce(
             "chain": pem_chain(issuer.certificate, *issuer.chain),
             "crossed": pem_chain(*issuer.crossed),
             "ends": None if authority.ends is None else posix(authority.ends),
-            "since": (before.since if before is not None else 0) or (at if ident == present else 0),
+            "since": (before.since if before is not None else 0) or (began if ident == present else 0),
         }
         if before is None:
             transaction.connection.execute(sa.insert(_TABLE).values(issuer=ident, **values))

@@ -108,10 +108,12 @@ def _login(effective: CMSConfig) -> Login:
 
 
 def _copy(source: str, target: str, login: Login) -> int:
+    from appliance.cms.config import check_file
     from appliance.cms.copying import copy_database
     from appliance.cms.dialect import check_url, is_sqlite, shown
 
     for where in (source, target):
+        check_file(where)
         for warning in () if is_sqlite(where) else check_url(where):
             sys.stderr.write(f"pvacms: {warning}\n")
     with _Progress("rows") as progress:

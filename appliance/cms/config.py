@@ -30,7 +30,7 @@ from appliance.config.settings import ServerSettings
 from appliance.daemon.logging import faults_of_level
 from appliance.errors import ConfigurationError
 
-__all__ = ["CMSConfig", "CMSSettings", "FormerAuthority", "parse_password_file", "resolve"]
+__all__ = ["CMSConfig", "CMSSettings", "FormerAuthority", "check_file", "parse_password_file", "resolve"]
 
 _Text = Annotated[str, Meta(max_length=64)]
 _Country = Annotated[str, Meta(pattern="^([A-Z]{2})?$")]
@@ -487,15 +487,23 @@ def _paths(values: dict[str, Any], server: ServerConfig) -> dict[str, Any]:
     return {key: FilePath(path) for key, path in defaults.items() if not values[key]}
 
 
-def _database(text: str, config: str | None) -> str:
-    if "://" in text:
-        return text
-    if text.lower().startswith("postgres") and ":" in text.partition("/")[0]:
-        # With one stroke too few it would be a new file. What else stands there may be a password.
+def check_file(text: str) -> None:
+    """Check that the name of a database's file is not a misspelt URL: it would be a new file, and may have a password in it.
+
+    Raises:
+        ConfigurationError: It begins like the URL of a database server.
+    """
+    if "://" not in text and text.lower().startswith("postgres") and ":" in text.partition("/")[0]:
         raise ConfigurationError(
             "the URL of the database server cannot be read; write postgresql+psycopg://ROLE@HOST/DATABASE",
             key="db",
         )
+
+
+def _database(text: str, config: str | None) -> str:
+    if "://" in text:
+        return text
+    check_file(text)
     directory = os.path.dirname(os.path.abspath(config)) if config else os.getcwd()  # noqa: PTH100, PTH109, PTH120
     return os.path.normpath(os.path.join(directory, os.path.expanduser(text)))  # noqa: PTH111, PTH118
 

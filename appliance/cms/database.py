@@ -32,6 +32,8 @@ _TIMELINE: Final = (
     "ELSE CAST(CAST('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS bit(32)) AS int) END"
 )
 """PostgreSQL gives history a new number each time a standby becomes the primary."""
+_SESSION: Final = "SELECT CONCAT(pid, ' ', backend_start) FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+"""What no two sessions of a server have in common."""
 
 
 class Backoff:
@@ -71,6 +73,8 @@ class Database:
         self._engines: dict[tuple[Role, bool], sa.Engine] = {}
         self._open: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         """The driver's connections to a server, each with its timeline."""
+        self._sessions: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        """The same connections, each with its session at the server."""
         self._timeline = 0
         """The latest timeline that was met: that of the primary."""
         self._is_cut = False
@@ -115,18 +119,21 @@ class Database:
         counts no more, and what is connected to it has to find the new one.
 
         Raises:
-            DatabaseLost: It is to a former primary.
+            DatabaseLost: It is to a former primary, or a pooler has no session for it alone.
         """
         driver: Any = connection.connection.driver_connection
         with self._lock:
             self._open[driver] = 0
         try:
             self._refuse_if_cut()
-            timeline = _timeline(connection)
+            timeline = int(_asked(connection, _TIMELINE) or 0)
+            self._refuse_if_shared(driver, str(_asked(connection, _SESSION) or ""))
             with self._lock:
                 before, self._timeline = self._timeline, max(timeline, self._timeline)
                 self._open[driver] = timeline
                 former = [other for other, its in self._open.items() if 0 < its < self._timeline]
+                for other in former:
+                    self._sessions.pop(other, None)
             if 0 < timeline < self._timeline:
                 raise DatabaseLost(  # noqa: TRY301 - the handler below closes it
                     f"the database {self.name} cannot be used: this server was the primary before another one took over (timeline "
@@ -146,6 +153,18 @@ class Database:
                 extra={"event": "database-primary"},
             )
             _cut(former)
+
+    def _refuse_if_shared(self, driver: Any, session: str) -> None:
+        """Refuse a session that is another connection's too: its locks and notifications would be those of whoever has it."""
+        with self._lock:
+            others = {its for other, its in self._sessions.items() if not other.closed}
+            if session:
+                self._sessions[driver] = session
+        if session in others:
+            raise DatabaseLost(
+                f"the database {self.name} cannot be used: two connections have the same session, so a pooler gives it to one "
+                "after the other; have it keep a session for each connection (PgBouncer: pool_mode = session)"
+            )
 
     def _refuse_if_cut(self) -> None:
         if self._is_cut:
@@ -213,14 +232,14 @@ class Database:
             self._engines.clear()
 
 
-def _timeline(connection: sa.Connection) -> int:
-    """Return the timeline of a server; 0 if it does not say, as some that only speak PostgreSQL's protocol."""
+def _asked(connection: sa.Connection, question: str) -> Any:
+    """Return the answer of a server; None if it does not know, as some that only speak PostgreSQL's protocol."""
     try:
         with connection.begin():
-            return int(connection.exec_driver_sql(_TIMELINE).scalar_one())
+            return connection.exec_driver_sql(question).scalar_one_or_none()
     except sa.exc.DBAPIError as error:
         if kind_of(error) == "other":
-            return 0
+            return None
         raise
 
 

@@ -219,16 +219,19 @@ def engine_for(
 def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> sa.Engine:
     url = _url(where)
     statement_ms = _STATEMENT_MS.get(role, _LIMIT_MS)
-    # The last limit gives the lock of a node that is frozen, or cut off, to the others.
-    options = (
-        f"-c statement_timeout={statement_ms} -c lock_timeout={_LIMIT_MS} "
-        f"-c idle_in_transaction_session_timeout={statement_ms and _LIMIT_MS} -c timezone=UTC "
-        "-c default_transaction_isolation=read\\ committed "
+    settings = {
+        "statement_timeout": statement_ms,
+        "lock_timeout": _LIMIT_MS,
+        # It gives the lock of a node that is frozen, or cut off, to the others.
+        "idle_in_transaction_session_timeout": statement_ms and _LIMIT_MS,
+        "timezone": "UTC",
+        "default_transaction_isolation": "read committed",
         # The server, too, notices a host that is gone: its locks are the other nodes', and its name is its own after a reboot.
-        "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3"
-    )
-    if read_only:
-        options += " -c default_transaction_read_only=on"
+        "tcp_keepalives_idle": 5,
+        "tcp_keepalives_interval": 2,
+        "tcp_keepalives_count": 3,
+        "default_transaction_read_only": "on" if read_only else "off",
+    }
     arguments: dict[str, Any] = {
         "connect_timeout": 2,
         "application_name": f"pvacms/{login.node}" if login.node else "pvacms",
@@ -248,16 +251,21 @@ def _server_engine(where: str, *, read_only: bool, role: Role, login: Login) -> 
     elif arguments.get("sslmode") or str(url.query.get("sslmode", "")).startswith("verify"):
         arguments["sslrootcert"] = _system_authorities()
     arguments = {name: value for name, value in arguments.items() if name not in url.query}
-    more = url.query.get("options", "")
-    arguments["options"] = f"{options} {more}" if isinstance(more, str) and more else options
     if login.password:
         arguments["password"] = login.password.reveal()
-    return sa.create_engine(
-        url.difference_update_query(["options"]),
-        poolclass=NullPool,
-        connect_args=arguments,
-        hide_parameters=True,
-    )
+    engine = sa.create_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
+
+    own = str(url.query.get("options", ""))
+    words = "; ".join(f"SET {name} = '{value}'" for name, value in settings.items() if name not in own)
+
+    # Not as a parameter of the start, which a pooler may drop without a word. One journey for all of them.
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        connection.set_autocommit(True)
+        connection.execute(words)
+        connection.set_autocommit(False)
+
+    return engine
 
 
 def _is_socket(url: sa.URL) -> bool:

@@ -250,8 +250,7 @@ class Health:
             return {}
         shown: list[dict[str, object]] = []
         for member in self._nodes.members:
-            parts = [int(part) for part in member.release.split(".")[:3] if part.isdecimal()]
-            major, minor, patch = (*parts, 0, 0, 0)[:3]
+            major, minor, patch = member.version
             is_self = member.node == self._nodes.name
             shown.append(
                 {

@@ -126,7 +126,7 @@ class Place(NamedTuple):
             order in (_CREATED, _EXPIRY, _NAME)
             and _within(section, len(_RANK) - 1)
             and _within(serial, _LARGEST)
-            and (isinstance(key, str) if order == _NAME else _within(key, LAST_SECOND))
+            and (_is_storable(key) if order == _NAME else _within(key, LAST_SECOND))
         )
         if not is_place:
             raise RequestRefused(_NO_PLACE)
@@ -134,6 +134,13 @@ class Place(NamedTuple):
 
 
 _NO_PLACE: Final = "the query after must be the text next of an earlier answer to the same query"
+
+
+def _is_storable(text: object) -> bool:
+    """Whether the databases can be asked for a text."""
+    if not isinstance(text, str) or "\0" in text:
+        return False
+    return text.isascii() or not any("\ud800" <= each <= "\udfff" for each in text)
 
 
 def _within(number: object, largest: int) -> bool:
@@ -428,7 +435,7 @@ def _query(query: Any, field: str) -> str:
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise RequestRefused(f"the query {field} must be text")
     text = str(value)
-    if "\0" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
+    if not _is_storable(text):
         raise RequestRefused(f"the query {field} must be text in UTF-8, without NUL characters")
     return text
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 import time
 import uuid
@@ -22,7 +23,7 @@ from appliance.cms.transaction import Transaction, doubt_undelivered
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.version import __version__
 
-__all__ = ["Member", "Nodes", "members"]
+__all__ = ["Member", "Nodes", "check_clock", "members"]
 
 _log: Final = logging.getLogger(__name__)
 BEAT_S: Final = 2.0
@@ -32,6 +33,9 @@ PRIMARY_S: Final = 10.0
 """Seconds after which a node looks whether another server has taken over, though the former one still answers."""
 FORGOTTEN_S: Final = 60.0
 """Seconds after which a dead node is forgotten."""
+WRONG_S: Final = 60.0
+"""So many seconds this host's clock may differ from the database's. What a clock that is further off says of certificates is not
+written: EXPIRED is for good, and at all nodes."""
 _ENTER_S: Final = 10.0
 """Seconds for which a start waits for the lock of its name: the server notices the end of a killed process's host late."""
 _NOW: Final = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.BigInteger)
@@ -62,6 +66,13 @@ class Member(NamedTuple):
     """Seconds since its last beat."""
     is_alive: bool
 
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """The numbers of its release: those of 9.1rc2 are 9, 1 and 0."""
+        found = (re.match(r"[0-9]{1,9}(?![0-9])", part) for part in self.release.split("."))
+        major, minor, patch, *_ = (*(int(each[0]) if each else 0 for each in found), 0, 0)
+        return major, minor, patch
+
 
 def members(connection: sa.Connection) -> list[Member]:
     """Return all nodes, by name, also in a job."""
@@ -69,6 +80,33 @@ def members(connection: sa.Connection) -> list[Member]:
         Member._make((*row[:-1], bool(row.held) and row.silent <= SILENT_S))
         for row in connection.execute(_MEMBERS).all()
     ]
+
+
+def _ahead_s(connection: sa.Connection) -> float:
+    """Return how far the database's clock is ahead of this host's steady clock, which nobody sets."""
+    before = time.monotonic()
+    theirs = connection.exec_driver_sql("SELECT extract(epoch from clock_timestamp())").scalar_one()
+    return float(theirs) - (before + time.monotonic()) / 2
+
+
+def _clock_fault(offset_s: float) -> str:
+    if abs(offset_s) <= WRONG_S:
+        return ""
+    where = "behind" if offset_s > 0 else "ahead of"
+    return f"this host's clock is {abs(offset_s):.0f} s {where} the database's; correct the one that is wrong"
+
+
+def check_clock(transaction: Transaction) -> None:
+    """Refuse to work with a wrong clock, in a job before anything is written.
+
+    Raises:
+        ConfigurationError: This host's clock and the database's differ by more than a minute.
+    """
+    fault = _clock_fault(_ahead_s(transaction.connection) + time.monotonic() - time.time())
+    if fault:
+        raise ConfigurationError(
+            f"{fault}: a node with a wrong clock would end certificates of the whole site"
+        )
 
 
 def _is_gone(member: Member) -> bool:
@@ -108,8 +146,8 @@ class Nodes:
         """The last audit record that this node has taken."""
         self.members: tuple[Member, ...] = ()
         """All nodes at the last beat."""
-        self.clock_offset_s = 0.0
-        """How far the database's clock is ahead of this host's, at the last beat."""
+        self._ahead_s = time.time() - time.monotonic()
+        """How far the database's clock is ahead of this host's steady one, at the last beat."""
         self._number = 0
         self._connection: sa.Connection | None = None
         self._thread: threading.Thread | None = None
@@ -128,6 +166,15 @@ class Nodes:
     def silent(self) -> bool:
         """Whether a node has been dead for so long that it is forgotten."""
         return any(_is_gone(member) for member in self.members)
+
+    @property
+    def clock_offset_s(self) -> float:
+        """How far the database's clock is ahead of this host's. A clock that was set since the last beat is noticed at once."""
+        return self._ahead_s + time.monotonic() - time.time()
+
+    def clock_fault(self) -> str:
+        """Return that this host's clock is too far from the database's to be believed; empty if it is not."""
+        return _clock_fault(self.clock_offset_s)
 
     @property
     def rank(self) -> int:
@@ -218,9 +265,7 @@ class Nodes:
             mine = (nodes.c.node == self.name, nodes.c.instance == self.instance)
             connection.execute(sa.update(nodes).where(*mine).values(values))
         with connection.begin():
-            before = time.time()
-            theirs = connection.exec_driver_sql("SELECT extract(epoch from clock_timestamp())").scalar_one()
-            self.clock_offset_s = float(theirs) - (before + time.time()) / 2
+            self._ahead_s = _ahead_s(connection)
             self.members = tuple(members(connection))
 
     def _work(self) -> None:

@@ -92,7 +92,9 @@ class OwnCertificate:
             self._tasks.start(None, self.renew())
 
     def _is_due(self) -> bool:
-        return self.keychain is not None and not outlives(self.keychain, self._issuing)
+        if self.keychain is None or self._issuing.lifecycle.clock_fault():
+            return False
+        return not outlives(self.keychain, self._issuing)
 
     async def renew(self) -> None:
         """Replace it if its end is near. Existing connections stay up."""

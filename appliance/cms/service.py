@@ -30,7 +30,7 @@ from appliance.cms.lifecycle import Lifecycle
 from appliance.cms.limits import Rate, Rates, SharedLimits
 from appliance.cms.listing import ListPV
 from appliance.cms.model import SERVICE, posix
-from appliance.cms.nodes import Nodes, forget_silent
+from appliance.cms.nodes import Nodes, check_clock, forget_silent
 from appliance.cms.own_certificate import OwnCertificate
 from appliance.cms.policy import CertificateGate, Names, Policy, read_acf
 from appliance.cms.preload import preload_certificates
@@ -126,6 +126,7 @@ class CertificateService:
         if nodes is not None:
             self.lifecycle.sweep.rank = lambda: nodes.rank
             self.lifecycle.deliveries.is_alive = nodes.is_alive
+            self.lifecycle.clock_fault = nodes.clock_fault
         self.limits = (
             None
             if is_sqlite(settings.db)
@@ -172,6 +173,7 @@ class CertificateService:
         )
         if nodes is not None:
             self.upkeep.is_mine = lambda: nodes.rank == 0
+            self.upkeep.clock_fault = nodes.clock_fault
         self.health.others += [
             self.upkeep.audit.trouble,
             self.upkeep.rows.trouble,
@@ -259,6 +261,8 @@ class CertificateService:
         authority = None
         nodes: Nodes | None = None
         try:
+            if not is_file:
+                lock.run(check_clock)
             if lock.beside and not os.path.lexists(settings.authority_file):
                 raise ConfigurationError(  # noqa: TRY301 - the handler below gives the database back
                     "the file does not exist, but a running service uses the database: name the certificate "
@@ -379,7 +383,7 @@ class CertificateService:
             shared=self.limits,
         )
         issuer = self.authority.issuer
-        self.create.refuses = self.succession.refuses
+        self.create.refuses = lambda: self.succession.refuses() or self.lifecycle.refuses()
         names, bundle = self.names, self.succession.bundle
         source = CMSSource(names, self.publishers)
         source.is_able = self.availability.is_able
@@ -551,7 +555,7 @@ class CertificateService:
         now = self.clock().timestamp()
         due = [
             t
-            for t in (self.lifecycle.clockwork.next_crossing(), *(p.next_refresh() for p in self.publishers))
+            for t in (self.lifecycle.next_crossing(), *(p.next_refresh() for p in self.publishers))
             if t is not None
         ]
         return min(longest_s, max(0.01, min(due, default=now + longest_s) - now))

@@ -280,6 +280,10 @@ class Store:
                 raise DatabaseLost(
                     f"the database {self._shown()} is in use by a command that needs it alone, or by a pvacms of an earlier release"
                 )
+            # What was answered is on the disk, also where the server is set to confirm first and write later.
+            connection.exec_driver_sql(
+                "SELECT set_config(name, 'local', false) FROM pg_settings WHERE name = 'synchronous_commit' AND setting = 'off'"
+            )
             if is_start:
                 limit = int(self.start_s * 1000) or 1
                 for name in ("statement_timeout", "lock_timeout"):

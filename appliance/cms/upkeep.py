@@ -201,6 +201,8 @@ class Upkeep:
         """Why old records of the audit could not be removed."""
         self.is_mine: Callable[[], bool] = lambda: True
         """Whether it is this service, of those that share the database, that does what is to be done once."""
+        self.clock_fault: Callable[[], str] = lambda: ""
+        """Returns why the clock is not to be believed. Nothing is too old then."""
 
     async def backup(self) -> None:
         """Make a periodic backup and remove the oldest."""
@@ -238,7 +240,7 @@ class Upkeep:
                 await self.rows.run()
             except ApplianceError as error:
                 _log.error("the certificates in the database cannot be checked: %s", error)
-        if days and not self.audit.fault:
+        if days and not self.audit.fault and not self.clock_fault():
             try:
                 removed = await self._prune(days)
             except ApplianceError as error:

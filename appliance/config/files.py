@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ __all__ = [
     "PrivateRead",
     "check_replaceable",
     "make_directories",
+    "protected_file",
     "read_private",
     "read_regular",
     "read_trusted",
@@ -28,6 +30,8 @@ _TEMPORARY: Final = re.compile(r"\.(.+)\.([0-9a-f]{1,8})\.[0-9a-f]{12}")
 """The names that `write_private` gives to incomplete files: the file's own, a process, something random."""
 _OLD_S: Final = 60.0
 _YOUNG_S: Final = 2.0
+_LINKS: Final = 40
+"""The most symbolic links of one path, as in Linux."""
 
 
 class PrivateRead(NamedTuple):
@@ -228,7 +232,10 @@ def _replace_like(directory: int, place: str, data: bytes, before: os.stat_resul
     for owner in dict.fromkeys((wanted, (-1, before.st_gid))):
         try:
             _replace(directory, place, data, mode, owner)
-        except PermissionError:
+        except OSError as error:
+            # EINVAL: this process is in a namespace that does not have this user or group.
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
             continue
         if owner != wanted and before.st_uid != os.geteuid():
             said.append(
@@ -237,9 +244,13 @@ def _replace_like(directory: int, place: str, data: bytes, before: os.stat_resul
         return said
     # Access for a group makes sense only for the group that the file had.
     _replace(directory, place, data, 0o600, None)
-    said.append(
-        f"{place}: cannot be given back to its group {before.st_gid}; only user {os.geteuid()} can read it now"
-    )
+    if mode & 0o070:
+        from shlex import quote
+
+        said.append(
+            f"{place}: cannot be given back to its group {before.st_gid}; only user {os.geteuid()} can read it now. If that "
+            f"group needs it, as root: chgrp {before.st_gid} {quote(place)} && chmod {mode:04o} {quote(place)}"
+        )
     return said
 
 
@@ -262,7 +273,7 @@ def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
     try:
         try:
             if owner is not None:
-                os.fchown(fd, *owner)
+                _give(fd, *owner)
             # The umask may have removed bits that the caller asked for, and chown removes some.
             os.fchmod(fd, mode)
             view = memoryview(data)
@@ -275,6 +286,15 @@ def _written(directory: int, name: str, data: bytes, mode: int, owner: tuple[int
         os.unlink(temporary, dir_fd=directory)
         raise
     return temporary
+
+
+def _give(fd: int, user: int, group: int) -> None:
+    """Change the owner, if it is another one: a sandbox may forbid ``chown``, also the one that would change nothing."""
+    now = os.fstat(fd)
+    user = -1 if user == now.st_uid else user
+    group = -1 if group == now.st_gid else group
+    if (user, group) != (-1, -1):
+        os.fchown(fd, user, group)
 
 
 def write_public(path: str | os.PathLike[str], data: bytes) -> None:
@@ -366,3 +386,59 @@ def _read_regular(name: str, limit: int) -> tuple[bytes, int]:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def protected_file(path: str | os.PathLike[str]) -> str:
+    """Return the real path of a file that only root and the user of this process can change or replace.
+
+    All directories on the way are looked at, and those that symbolic links lead through. In a directory with the sticky bit others can add
+    files, but not replace this one.
+
+    Raises:
+        ConfigurationError: The file is missing, is no regular file, or somebody else can change or replace it.
+    """
+    name = os.fspath(path)
+    at, links = "/", 0
+    pending = os.path.join(os.getcwd(), name).split("/")[::-1]  # noqa: PTH109, PTH118 - text in, text out
+    try:
+        status = os.lstat(at)
+        _refuse_changeable(at, status, name)
+        while pending:
+            part = pending.pop()
+            if part in {"", "."}:
+                continue
+            here = os.path.dirname(at) if part == ".." else os.path.join(at, part)  # noqa: PTH118, PTH120
+            status = os.lstat(here)
+            _refuse_changeable(here, status, name)
+            if not stat.S_ISLNK(status.st_mode):
+                at = here
+                continue
+            links += 1
+            if links > _LINKS:
+                raise ConfigurationError("leads through too many symbolic links", file=name)
+            target = os.readlink(here)  # noqa: PTH115
+            if target.startswith("/"):
+                at = "/"
+            pending += target.split("/")[::-1]
+    except OSError as error:
+        raise ConfigurationError(f"cannot be read: {error.strerror or error}", file=name) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigurationError("is not a regular file", file=name)
+    return at
+
+
+def _refuse_changeable(here: str, status: os.stat_result, name: str) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigurationError(
+            f"{here} belongs to user {status.st_uid}, who can change what this program runs; run: chown root {here}",
+            file=name,
+        )
+    mode = stat.S_IMODE(status.st_mode)
+    if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and mode & stat.S_ISVTX):
+        return
+    if mode & 0o022:
+        who = "every user of this machine" if mode & stat.S_IWOTH else "its group"
+        raise ConfigurationError(
+            f"{here} has mode {mode:04o}: {who} can change what this program runs; run: chmod go-w {here}",
+            file=name,
+        )

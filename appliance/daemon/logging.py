@@ -23,7 +23,7 @@ from appliance.daemon.names import identified
 if TYPE_CHECKING:
     from appliance.daemon.journal import JournalSender
 
-__all__ = ["Redactor", "configure", "faults_of_level", "level_spec", "redact"]
+__all__ = ["Redactor", "add_levels", "configure", "faults_of_level", "level_spec", "redact", "reset_levels"]
 
 ROOT: Final = "appliance"
 _FORMAT = Literal["auto", "text", "json"]
@@ -388,17 +388,30 @@ def configure(
     logging.raiseExceptions = False
     # Nobody shows these, and each line would pay for finding them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    return reset_levels(level) + add_levels(environ.get("PVXS_LOG", ""))
+
+
+def add_levels(spec: str) -> list[str]:
+    """Set the levels that a `level_spec` names, beside those that are set already; return a sentence for each fault."""
+    levels, faults = level_spec(spec)
+    for name, number in levels.items():
+        logging.getLogger(name).setLevel(number)
+    return faults
+
+
+_levels = [""]
+"""What `configure` was told."""
+
+
+def reset_levels(level: str | None = None) -> list[str]:
+    """Set the levels of a specification and no others; by default that of `configure`. Return a sentence for each fault."""
+    if level is not None:
+        _levels[0] = level
     manager = logging.Logger.manager
     for name in [name for name in manager.loggerDict if name.startswith(ROOT + ".")]:
         logging.getLogger(name).setLevel(logging.NOTSET)
-    faults: list[str] = []
     logging.getLogger(ROOT).setLevel(logging.WARNING)
-    for spec in (level, environ.get("PVXS_LOG", "")):
-        levels, wrong = level_spec(spec)
-        faults += wrong
-        for name, number in levels.items():
-            logging.getLogger(name).setLevel(number)
-    return faults
+    return add_levels(_levels[0])
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:

@@ -97,6 +97,7 @@ class SharedMonitor(ChannelRequest):
         "_key",
         "_lost",
         "_marked",
+        "_moved",
         "_overrun",
         "_owed",
         "_pieces",
@@ -129,6 +130,8 @@ class SharedMonitor(ChannelRequest):
         """All updates that make up the present value but the latest one, which is here:"""
         self._body: bytes | None = None
         self._big = False
+        self._moved = False
+        """Whether the channel has moved to another connection, where the server begins with the present value."""
         self._marked = -1
         """Its fields, as they were sent."""
         self._bits = 0
@@ -218,6 +221,13 @@ class SharedMonitor(ChannelRequest):
 
     def octets(self, event: MonitorOctets) -> None:
         """Pass updates on to all clients."""
+        if self._moved:
+            self._moved = False
+            if self._is_known(event):
+                self.octets_in += len(event.bodies[0])
+                if len(event.bodies) == 1:
+                    return
+                event = MonitorOctets(event.operation, event.big, event.bits, event.overrun, event.bodies[1:])
         bodies = event.bodies
         big = event.big
         if event.bits != self._marked or event.overrun or self._overrun:
@@ -237,6 +247,17 @@ class SharedMonitor(ChannelRequest):
                 if batch is None:
                     batch = Batch(bodies, big, self._bits, event.overrun)
                 subscription.post_batch(batch, sent)
+
+    def _is_known(self, event: MonitorOctets) -> bool:
+        """Whether the first update after a move says what the clients know already: they have not noticed the move."""
+        kind = self.kind
+        assert kind is not None
+        self._keep(kind)
+        if not self._pieces.seen:
+            return False
+        present = self._pieces.whole(kind)
+        first = Octets(event.bodies[0], event.big, leaves(kind, event.bits), event.overrun)
+        return present.bits == first.bits and _said(kind, present) == _said(kind, first)
 
     def _note(self, event: MonitorOctets) -> None:
         """Keep the latest update, which is followed by one with other fields."""
@@ -314,6 +335,7 @@ class SharedMonitor(ChannelRequest):
     def disconnected(self, why: str, *, moving: bool = False) -> None:
         """End: the clients' channels close. While the channel moves to TLS the clients keep theirs."""
         super().disconnected(why, moving=moving)
+        self._moved = moving
         if not moving:
             self.settle()
             self.channel.remove(self)
@@ -322,6 +344,13 @@ class SharedMonitor(ChannelRequest):
         """End the clients' subscriptions with the reason."""
         super().fail(error)
         self._end(Status.error(str(error)))
+
+
+def _said(kind: StructType, octets: Octets) -> bytes:
+    """Return what an update says, the same for each way to write it."""
+    store = Value(kind).store
+    decoded(kind, octets, store)
+    return whole(kind, octets.bits, store).body
 
 
 class OwnMonitor(SharedMonitor):
@@ -360,6 +389,13 @@ class OwnMonitor(SharedMonitor):
         self._granted += taken
         operation.acknowledge(taken)
         link.schedule_flush()
+
+    def _is_known(self, event: MonitorOctets) -> bool:
+        """See `SharedMonitor`. What the client does not get is granted all the same."""
+        known = super()._is_known(event)
+        if known:
+            self._granted -= 1
+        return known
 
     def octets(self, event: MonitorOctets) -> None:
         """Pass updates on, and grant as many as were sent at once."""

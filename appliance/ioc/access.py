@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Container
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Container
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from appliance.acf import AccessSecurity, Decision, Principal
-from appliance.certmon.endpoints import open_client
 from appliance.client.context import Context
 from appliance.client.inputs import ExternalInputs
-from appliance.config.pva import ServerConfig, resolve_client
+from appliance.config.pva import ServerConfig
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import DBE_ALARM, DBE_VALUE, DBChannel
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.macros import parse_macros
+from appliance.ioc.own_client import open_own_client
 from appliance.pva.credentials import Credentials
 from appliance.server.access import Rights
 from appliance.server.access_file import load_access_file
@@ -225,34 +225,14 @@ class FieldAccess:
         if self._external is not None:
             await self._external.close()
 
-    @asynccontextmanager
-    async def _open_client(self) -> AsyncIterator[Context]:
-        """Open the client for inputs on other servers.
-
-        Its settings are those of the environment. If they name no keychain, the keychain of our own server is used.
-        """
-        found = resolve_client()
-        for warning in found.warnings:
-            _log.warning("inputs of access security: %s", warning)
-        config = found.config
-        if (
-            self._config is not None
-            and not config.tls_keychain
-            and found.sources["tls_keychain"] == "default"
-        ):
-            config = config._replace(
-                tls_keychain=self._config.tls_keychain,
-                tls_keychain_password=self._config.tls_keychain_password,
-                tls_options=config.tls_options._replace(
-                    on_no_keychain=self._config.tls_options.on_no_keychain
-                ),
-            )
-        if self._inputs_require_tls and not config.tls_keychain:
-            _log.error(
-                "inputs of access security need TLS, but this IOC has no keychain; rules that use them do not hold"
-            )
-        async with open_client(config, require_tls=self._inputs_require_tls) as context:
-            yield context
+    def _open_client(self) -> AbstractAsyncContextManager[Context]:
+        """Open the client for inputs on other servers."""
+        return open_own_client(
+            self._config,
+            "inputs of access security",
+            "rules that use them do not hold",
+            require_tls=self._inputs_require_tls,
+        )
 
     # -- judging -------------------------------------------------------------------------------------
 

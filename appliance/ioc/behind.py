@@ -7,10 +7,11 @@ records are read together, with their latest values, and sent in the order in wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Any, ClassVar, Final, Self
 
+from appliance.ioc.dbcore import Reading
 from appliance.server.channel import ChannelOwner
 from appliance.server.operation import PUMP_LIMIT, Subscription, Update
 
@@ -38,6 +39,7 @@ class Watcher:
         "feed",
         "is_marked",
         "keeps",
+        "known",
         "overrun",
         "send",
         "send_lost",
@@ -56,6 +58,8 @@ class Watcher:
         """Those of them that changed more than once."""
         self.keeps = subscription.keeps
         """Whether the client asked for a queue: it is filled before anything is only marked."""
+        self.known: Reading | None = None
+        """What was read for its first update, until the next event."""
         self.send: Callable[..., bool] | None = None
         """Sends a simple update, if there is such a function."""
         self.send_lost: Callable[..., bool] | None = None
@@ -131,10 +135,12 @@ class Watched:
         Watched.unread += 1
         return True
 
-    def tell(self, bits: int, overrun: int = 0) -> None:
-        """Tell each client of new values of these fields: now, or when there is room."""
+    def tell(self, bits: int, overrun: int = 0, informed: Collection[Watcher] = ()) -> None:
+        """Tell each client, but those that are informed, of new values of these fields: now, or when there is room."""
         update: Update | None = None
         for watcher in self.watchers.values():
+            if watcher in informed:
+                continue
             if watcher.is_marked:
                 watcher.add(bits, overrun)
             elif watcher.takes:

@@ -18,6 +18,8 @@ __all__ = [
     "Database",
     "GroupFile",
     "IocConfig",
+    "Library",
+    "LibraryStep",
     "LoadStep",
     "OnError",
     "Plan",
@@ -62,11 +64,33 @@ class AccessFile(Settings, frozen=True, kw_only=True):
     """Organizations (O) whose people match a name without an organization in a UAG, besides that of the IOC's own certificate; `*`: all."""
 
 
+class Library(Settings, frozen=True, kw_only=True):
+    """A shared library with device support, compiled by the site."""
+
+    file: FilePath
+    """A shared library (`.so`). Only root and the IOC's own user may be able to change it, or the directories on its path."""
+    definitions: tuple[FilePath, ...] = ()
+    """The definition files (`.dbd`) that name what the library brings."""
+
+
+class StatsRecords(Settings, frozen=True, kw_only=True):
+    """Records about the state of the IOC."""
+
+    prefix: Annotated[str, Meta(min_length=1, max_length=40, pattern="^[^$(){}\"'\\s]+$")]
+    """The beginning of their names: `<prefix>:HEARTBEAT`, `<prefix>:UPTIME` ..."""
+    engineer: Annotated[str, Meta(max_length=39)] = ""
+    """The text of `<prefix>:ENGINEER`; by default the variable `ENGINEER`."""
+    location: Annotated[str, Meta(max_length=39)] = ""
+    """The text of `<prefix>:LOCATION`; by default the variable `LOCATION`."""
+
+
 class IocConfig(Settings, frozen=True, kw_only=True):
     """The IOC's configuration file."""
 
     definition: FilePath = default(FilePath())
     """A database definition (``.dbd``) instead of the standard record types."""
+    libraries: tuple[Library, ...] = ()
+    """Device support in C, compiled by the site; loaded in this order, before all databases."""
     databases: tuple[Database, ...] = ()
     """Record databases, loaded in this order. Give at least one, or a script."""
     groups: tuple[GroupFile, ...] = ()
@@ -75,6 +99,8 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     """Access security; without it everybody may do everything."""
     enforce_read: bool = True
     """Apply the rules of `acf` to reading too; false: to writing only, as the reference's IOC does."""
+    stats: StatsRecords | None = None
+    """Records about the state of the IOC, with the names of the module iocStats."""
     exit_prefix: Annotated[str, Meta(max_length=40)] = ""
     """Add the records ``<prefix>:exit`` and ``<prefix>:BaseVersion``."""
     script: FilePath = default(FilePath())
@@ -98,7 +124,7 @@ class IocConfig(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for fault in faults_of_level(self.log_level):
             raise ValueError(f"log_level: {fault}")
-        if not self.databases and not self.script:
+        if not self.databases and not self.script and self.stats is None:
             raise ValueError("databases: name at least one file, or give a script that loads records")
         if self.on_error != "stop" and not self.script:
             raise ValueError("on_error: it has no effect without a script; give script, or remove on_error")
@@ -119,13 +145,24 @@ class LoadStep(NamedTuple):
     macros: str = ""
 
 
+class LibraryStep(NamedTuple):
+    """A shared library and its definition files."""
+
+    file: str
+    definitions: tuple[str, ...] = ()
+
+
 class Plan(NamedTuple):
     """The steps of a start."""
 
     definition: str = ""
+    libraries: tuple[LibraryStep, ...] = ()
     databases: tuple[LoadStep, ...] = ()
     groups: tuple[LoadStep, ...] = ()
     acf: LoadStep | None = None
+    stats_prefix: str = ""
+    engineer: str = ""
+    location: str = ""
     exit_prefix: str = ""
     script: str = ""
     is_interactive: bool = False
@@ -151,12 +188,14 @@ class Plan(NamedTuple):
     @property
     def loads_anything(self) -> bool:
         """Whether the plan names any file."""
-        return bool(self.databases or self.groups or self.acf or self.script or self.definition)
+        return bool(
+            self.libraries or self.databases or self.groups or self.acf or self.script or self.definition
+        )
 
     @property
     def loads_records(self) -> bool:
         """Whether the plan itself loads records, so that it must run iocInit."""
-        return bool(self.databases or self.exit_prefix or self.initialises)
+        return bool(self.databases or self.stats_prefix or self.exit_prefix or self.initialises)
 
 
 _NO_MACROS: Final = ""
@@ -179,9 +218,13 @@ def plan_of(config: IocConfig, folder: str = "") -> Plan:
     """
     return Plan(
         definition=config.definition,
+        libraries=tuple(LibraryStep(each.file, each.definitions) for each in config.libraries),
         databases=tuple(_step(entry) for entry in config.databases),
         groups=tuple(_step(entry) for entry in config.groups),
         acf=_step(config.acf) if config.acf is not None else None,
+        stats_prefix=config.stats.prefix if config.stats is not None else "",
+        engineer=config.stats.engineer if config.stats is not None else "",
+        location=config.stats.location if config.stats is not None else "",
         exit_prefix=config.exit_prefix,
         script=config.script,
         console=config.console,

@@ -69,8 +69,8 @@ class Console:
             os.umask(before)
         try:
             # Nobody can open the socket yet: set the owner first, then the mode.
-            if gid != -1:
-                # A sandbox may forbid this call even if it would change nothing.
+            # A sandbox may forbid this call even if it would change nothing.
+            if gid not in (-1, path.lstat().st_gid):
                 os.chown(path, -1, gid)
             path.chmod(0o660)
             self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=_LINE)
@@ -107,6 +107,9 @@ class Console:
             _log.info("%s opened the console", who, extra={"event": "console-opened", "account": who})
             await self._serve(reader, writer, who)
         except (ConnectionError, ValueError, asyncio.LimitOverrunError):
+            pass
+        except asyncio.CancelledError:
+            # The IOC stops. Python's streams log a handler that ends as cancelled as an error (before 3.12).
             pass
         finally:
             self._clients.discard(task)

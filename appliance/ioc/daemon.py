@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -198,7 +198,19 @@ def _daemon(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     if options.print_config:
         sys.stdout.write(loader.dump(document.value) + _commented(effective))
         return EXIT_OK
-    return _run(plan, document.value, level=document.value.log_level, effective=effective)
+    file = os.path.abspath(options.config)  # noqa: PTH100 - the start changes the folder
+
+    def resolve() -> ServerConfig:
+        from appliance.ioc.qsrv_env import shell_environment
+
+        again = resolve_server(
+            yaml=loader.load_document(file, IocConfig).section("pva"), environ=shell_environment()
+        )
+        for warning in again.warnings:
+            _log.warning("%s", warning)
+        return _with_absolute_paths(again.config)
+
+    return _run(plan, document.value, level=document.value.log_level, effective=effective, resolve=resolve)
 
 
 def _keychain_warnings(config: ServerConfig) -> list[str]:
@@ -216,7 +228,12 @@ def _commented(effective: Effective[ServerConfig]) -> str:
 
 
 def _run(
-    plan: Plan, config: IocConfig | None, *, level: str, effective: Effective[ServerConfig] | None = None
+    plan: Plan,
+    config: IocConfig | None,
+    *,
+    level: str,
+    effective: Effective[ServerConfig] | None = None,
+    resolve: Callable[[], ServerConfig] | None = None,
 ) -> int:
     from appliance.daemon import logging as daemon_logging
 
@@ -230,7 +247,7 @@ def _run(
         found = resolve_server() if effective is None else effective
         for warning in found.warnings:
             _log.warning("%s", warning)
-        status = await _serve(daemon, plan, found.config)
+        status = await _serve(daemon, plan, found.config, resolve)
 
     with _terminal_kept(plan):
         return run(serve, name=_NAME) or status
@@ -244,7 +261,9 @@ def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
     return terminal_kept()
 
 
-async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
+async def _serve(
+    daemon: Daemon, plan: Plan, config: ServerConfig, resolve: Callable[[], ServerConfig] | None
+) -> int:
     """Serve until the end is requested; return the exit status that an exit record or the shell gives."""
     import asyncio
 
@@ -258,7 +277,7 @@ async def _serve(daemon: Daemon, plan: Plan, config: ServerConfig) -> int:
     if not why_not_served():
         sys.stdout.write("INFO: Secure PVAccess QSRV2 mapping is loaded, permitted, and ENABLED.\n")
         sys.stdout.flush()
-    ioc = Ioc(plan, config)
+    ioc = Ioc(plan, config, resolve)
     status = EXIT_OK
 
     def leave(code: int) -> None:
@@ -310,15 +329,20 @@ def _moved(config: ServerConfig, folder: str) -> ServerConfig:
             # FILE;PASSWORD: the password is no path.
             path, semicolon, password = value.partition(";")
             os.environ[name] = os.path.abspath(path) + semicolon + password  # noqa: PTH100 - text in, text out
+    config = _with_absolute_paths(config)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigurationError(f"cannot be entered: {error.strerror or error}", file=folder) from None
+    return config
+
+
+def _with_absolute_paths(config: ServerConfig) -> ServerConfig:
     paths: dict[str, Any] = {
         field: os.path.abspath(value)  # noqa: PTH100
         for field in ("tls_keychain", "tls_keylog_file", "status_cache_dir", "tls_keychain_default")
         if (value := getattr(config, field, ""))
     }
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise ConfigurationError(f"cannot be entered: {error.strerror or error}", file=folder) from None
     return config._replace(**paths)
 
 

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Final, Self
 
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.behind import Watched
+from appliance.ioc.behind import Watched, Watcher
 from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_VALUE, Reading
 from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.record import Record
 from appliance.server.operation import Subscription, Update
 
-__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "log_unread"]
+__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "is_same", "log_unread"]
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
@@ -63,6 +63,17 @@ def log_unread(error: OperationError) -> None:
     _log.warning("%s", error)
 
 
+def is_same(one: Reading, other: Reading) -> bool:
+    """Whether two readings are of one change: the same value with the same time and alarm."""
+    value, *rest = one
+    other_value, *other_rest = other
+    if rest != other_rest:
+        return False
+    if hasattr(value, "shape"):
+        return bool(value.shape == other_value.shape and (value == other_value).all())
+    return bool(value == other_value)
+
+
 class PropertySink(EventSink):
     """Handles changes of a record's properties; the key of the DBE_PROPERTY subscription.
 
@@ -103,6 +114,8 @@ class Feed(Watched, EventSink):
         "_alarm",
         "_backlogs",
         "_event",
+        "_has_new",
+        "_last",
         "_store",
         "_tells_alarm",
         "channel",
@@ -123,6 +136,10 @@ class Feed(Watched, EventSink):
         self._backlogs = stream.backlogs
         self._tells_alarm = bool(mask & DBE_ALARM)
         self._store: list[Any] = []
+        self._has_new = False
+        """Whether a client has begun since the last event: that event may be the change that it knows already."""
+        self._last: Reading | None = None
+        """What the last event told."""
         self._alarm: tuple[int, int, str] | None = None
         self._event: dbcore.EventSubscription | None = stream.hub.subscribe(
             self.channel, events or mask, self
@@ -148,20 +165,24 @@ class Feed(Watched, EventSink):
 
     def join(self, subscription: Subscription) -> None:
         """Send a client all fields now, and later the changes."""
-        update = self._snapshot()
-        self.watchers[subscription] = self._backlogs.join(self, subscription)
+        update, reading = self._snapshot()
+        watcher = self.watchers[subscription] = self._backlogs.join(self, subscription)
+        watcher.known = reading
+        self._has_new = True
         subscription.post(update)
 
-    def _snapshot(self) -> Update:
+    def _snapshot(self) -> tuple[Update, Reading]:
+        """Return the present state, and what was read for it."""
         mapping = self.mapping
         store, bits, reading = self.record.read()
         if not self.watchers:
             # The other clients do not know this alarm yet: the next event reports it.
             self._alarm = (reading.status, reading.severity, reading.message)
+            self._last = reading
         self._store = store
         if not self._tells_alarm:
             bits &= ~mapping.alarm_bits
-        return Update(mapping.type, store, bits)
+        return Update(mapping.type, store, bits), reading
 
     def leave(self, subscription: Subscription) -> None:
         """Forget a client."""
@@ -187,10 +208,15 @@ class Feed(Watched, EventSink):
     def post(self, reading: Reading, *, several: bool = False) -> None:
         """Tell all clients of a new value.
 
+        The event of a change may come after the value was read for the one before: then it is known already.
+
         Args:
             reading: the value.
             several: it is not the first one since the last reading.
         """
+        if self._last is not None and is_same(self._last, reading):
+            return
+        self._last = reading
         mapping = self.mapping
         store = self._store.copy()
         bits = mapping.set_value(store, 0, reading.value) | mapping.set_time(store, 0, reading)
@@ -201,7 +227,18 @@ class Feed(Watched, EventSink):
                 self._alarm = alarm
                 bits |= mapping.set_alarm(store, 0, reading)
         self._store = store
-        self.tell(bits, overrun)
+        self._tell_changed(bits, overrun, reading)
+
+    def _tell_changed(self, bits: int, overrun: int, reading: Reading) -> None:
+        """Tell of an event, but not those that began after the change and got it with all fields."""
+        informed: set[Watcher] = set()
+        if self._has_new:
+            self._has_new = False
+            for watcher in self.watchers.values():
+                known, watcher.known = watcher.known, None
+                if known is not None and is_same(known, reading):
+                    informed.add(watcher)
+        self.tell(bits, overrun, informed)
 
     def post_properties(self, properties: dbcore.Properties) -> None:
         """Tell all clients of new properties."""

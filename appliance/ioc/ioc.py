@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
 
 from appliance.acf import AccessSecurity
-from appliance.certmon.endpoints import open_server
-from appliance.config.pva import ServerConfig
+from appliance.certmon.endpoints import open_server, reconfigure_server
+from appliance.client.context import Context
+from appliance.config.pva import ServerConfig, resolve_client, resolve_server
 from appliance.errors import ApplianceError, ConfigurationError, OperationError
 from appliance.ioc import dbcore, reports
 from appliance.ioc.access import FieldAccess, read_access_file
@@ -24,25 +26,55 @@ from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.loading import Loading
+from appliance.ioc.own_client import open_own_client
 from appliance.ioc.policy import IocPolicy
 from appliance.ioc.putlog import PutLog
-from appliance.ioc.qsrv_env import LateSettings, why_not_served
+from appliance.ioc.qsrv_env import LateSettings, shell_environment, why_not_served
 from appliance.ioc.record_source import RecordSource
 from appliance.ioc.shell import register_commands
+from appliance.ioc.stats import ServerCounts, Stats
 from appliance.ioc.trial import Trial, TrialResult, check_file
 from appliance.server.server import Server
 
 __all__ = ["Ioc"]
 
 _log: Final = logging.getLogger(__name__)
+_TLS_SETTINGS: Final = (
+    "no_status_cache",
+    "status_cache_dir",
+    "tls_keychain",
+    "tls_keychain_default",
+    "tls_keychain_password",
+    "tls_keylog_file",
+    "tls_options",
+    "tls_stop_if_no_cert",
+)
+"""What a running server can use anew."""
+
+
+def _from_environment() -> ServerConfig:
+    found = resolve_server(environ=shell_environment())
+    for warning in found.warnings:
+        _log.warning("%s", warning)
+    return found.config
 
 
 class Ioc:
     """The IOC; one per process, as EPICS' database. Call all methods on the event loop's thread."""
 
-    def __init__(self, plan: Plan, config: ServerConfig) -> None:
+    def __init__(
+        self, plan: Plan, config: ServerConfig, resolve: Callable[[], ServerConfig] | None = None
+    ) -> None:
+        """Make the parts.
+
+        Args:
+            plan: What to load.
+            config: The settings of the server.
+            resolve: Reads the settings again; by default from the environment.
+        """
         self.plan = plan
         self.config = config
+        self._resolve = _from_environment if resolve is None else resolve
         self.loop = asyncio.get_running_loop()
         self._stack = AsyncExitStack()
         self.channel_access = ChannelAccessRules()
@@ -63,6 +95,7 @@ class Ioc:
         self.records: RecordSource | None = None
         self.groups: GroupSource | None = None
         self.console: Console | None = None
+        self.stats = Stats(self, plan.script)
         self.attached = False
         """Whether the database runs and its records are served, unless ``switched_off``."""
         self.switched_off = ""
@@ -104,6 +137,11 @@ class Ioc:
             raise
         for warning in result.warnings:
             _log.warning("%s", warning)
+
+        self.loading.site_code(is_trial=False)
+        for name, value in (("ENGINEER", self.plan.engineer), ("LOCATION", self.plan.location)):
+            if value:
+                os.environ[name] = value
 
         def guard(step: LoadStep) -> None:
             if step not in result.loaded:
@@ -186,13 +224,15 @@ class Ioc:
             if self.loading.access_step is not None:
                 security = await asyncio.to_thread(read_access_file, self.loading.access_step)
                 self.access.use(security, self.loading.access_step)
+            self.stats.start()
             self.switched_off = why_not_served(report=True)
-            if self.switched_off:
-                _log.warning("%s: no record is served over PVAccess", self.switched_off)
-                self.attached = True
-                return
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
+            if self.switched_off:
+                _log.warning("%s: no record is served over PVAccess", self.switched_off)
+                self._start_links()
+                self.attached = True
+                return
             groups = Groups(self.loading.group_files, place=self.loading.place)
             self.groups = GroupSource(groups.groups.values(), self.stream, self.access, self.put_log)
             self.policy.attach(self.records, self.groups)
@@ -204,7 +244,19 @@ class Ioc:
             return
         self._server.add_source("qsrvSingle", self.records, priority=0)
         self._server.add_source("qsrvGroup", self.groups, priority=1)
+        self._start_links()
         self.attached = True
+
+    def _start_links(self) -> None:
+        assert self.records is not None
+        required = self.config.tls_options.tls_required
+
+        def opener() -> AbstractAsyncContextManager[Context]:
+            return open_own_client(
+                self.config, "PVA links", "they connect to nothing outside", require_tls=required
+            )
+
+        self.loading.links.start(self.records, self.groups, opener)
 
     # -- reports -------------------------------------------------------------------------------------
 
@@ -219,6 +271,15 @@ class Ioc:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         await self.access.reload(step)
 
+    def server_counts(self) -> ServerCounts:
+        """Return how many clients and channels the server has."""
+        peers = list(self.server.peers.values())
+        return ServerCounts(
+            len(peers),
+            sum(peer.credentials.is_tls for peer in peers),
+            sum(1 for peer in peers for _ in peer.channels()),
+        )
+
     def access_lines(self) -> list[str]:
         """Return a report of the rules in force."""
         return reports.access_lines(self.access)
@@ -227,16 +288,51 @@ class Ioc:
         """Return a report of the server's state."""
         return reports.server_lines(self.server, level, self.switched_off)
 
+    def name_lines(self, details: int) -> list[str]:
+        """Return a list of the names that are served."""
+        found = (("qsrvSingle", 0, self.records), ("qsrvGroup", 1, self.groups))
+        return reports.name_lines(
+            [(label, priority, source) for label, priority, source in found if source is not None], details
+        )
+
+    def information_lines(self) -> list[str]:
+        """Return versions, host and settings."""
+        environ = shell_environment()
+        return reports.information_lines(resolve_client(environ=environ), resolve_server(environ=environ))
+
+    async def reconfigure(self) -> list[str]:
+        """Read the settings again, and use keychain and TLS options from now on.
+
+        Raises:
+            ApplianceError: The settings cannot be used; the former ones stay in use.
+        """
+        config = await asyncio.to_thread(self._resolve)
+        used = self.config._replace(**{name: getattr(config, name) for name in _TLS_SETTINGS})
+        waiting = [name for name in config.__fields__ if getattr(config, name) != getattr(used, name)]
+        await reconfigure_server(
+            self.server, used, status_client=resolve_client(environ=shell_environment()).config
+        )
+        self.config = used
+        lines = ["Reconfiguring Secure PVAccess"]
+        lines += [f"{name} has changed: it is used after a restart" for name in waiting]
+        return lines
+
     def group_lines(self, level: int, pattern: str) -> list[str]:
         """Return a list of the groups."""
         return reports.group_lines(self.groups.groups() if self.groups is not None else (), level, pattern)
+
+    def link_lines(self, level: int, pattern: str) -> list[str]:
+        """Return a report of the PVA links."""
+        return self.loading.links.lines(pattern, level)
 
     # -- end -----------------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         await self._stack.aclose()
+        await self.stats.stop()
         await asyncio.to_thread(self.autosave.close)
+        await self.loading.links.close()
         await self.access.close()
         if self.records is not None:
             self.records.close()

@@ -11,11 +11,11 @@ from typing import Final
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
 
-__all__ = ["captured_line", "explained", "run_line", "words_of"]
+__all__ = ["REGISTRAR", "captured_line", "explained", "run_line", "words_of"]
 
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'|([^\s,()"\']+)')
 _NOT_FOUND: Final = re.compile(r"Command '?([^\s']+)'? not (?:found|registered)")
-_REGISTRAR: Final = "_registerRecordDeviceDriver"
+REGISTRAR: Final = "_registerRecordDeviceDriver"
 _PAGE: Final = "see 'What this IOC does not have' in its documentation"
 _MISSING: Final = (
     (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
@@ -23,8 +23,8 @@ _MISSING: Final = (
     (("NDStd", "ND", "ADCore", "simDetector", "startPVA"), "this IOC has no areaDetector"),
     (("caPutLog", "caPutJsonLog"), "puts are logged by TRAPWRITE in the access security file, and by 'put_log' of the configuration"),
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
-    (("devIocStats", "iocAdmin"), "this IOC has no iocStats"),
-    (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info", "pvxsl", "pvxsi", "pvxs_log_config"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
+    (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
+    (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip
 """Beginnings of command names, each with the reason why this IOC lacks the command."""
@@ -37,7 +37,7 @@ def words_of(line: str) -> list[str]:
 
 def explained(name: str) -> str:
     """Return why there is no such command."""
-    if name.endswith(_REGISTRAR):
+    if name.endswith(REGISTRAR):
         return f"{name}: it registers C code, which is not part of this IOC; {_PAGE}"
     for beginnings, why in _MISSING:
         if name.startswith(beginnings):
@@ -55,7 +55,7 @@ def captured_line(line: str) -> tuple[bool, str]:
 def run_line(line: str) -> ApplianceError | None:
     """Run a line; return the reason of a failure, or None."""
     words = words_of(line)
-    if words and words[0].endswith(_REGISTRAR):
+    if words and words[0].endswith(REGISTRAR):
         return _register(words[0])
     error = dbcore.shell_line(line)
     if error is not None and (missing := _NOT_FOUND.search(str(error))) is not None:

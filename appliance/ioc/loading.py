@@ -11,10 +11,14 @@ from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
 from appliance.ioc.config import LoadStep, Plan, is_substitutions
+from appliance.ioc.dbcore.link_support import declaration
 from appliance.ioc.demo import DEMO_DEFINITION, register_demo
 from appliance.ioc.groups.config import DefinitionOrigin
 from appliance.ioc.groups.definitions import read_group_file
+from appliance.ioc.libraries import SiteLibraries
+from appliance.ioc.links.all_links import AllLinks
 from appliance.ioc.script import ScriptRunner
+from appliance.ioc.stats import SHIPPED
 
 __all__ = ["Loading"]
 
@@ -35,6 +39,9 @@ class Loading:
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
         self.script = ScriptRunner(on_error=plan.on_error)
+        self.links = AllLinks()
+        """The PVA links of the records."""
+        self.libraries = SiteLibraries(plan.libraries)
 
     # -- the plan ------------------------------------------------------------------------------------
 
@@ -47,9 +54,24 @@ class Loading:
         plan = self.plan
         register_demo()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
-        dbcore.boot(plan.definition or None, channel_access=plan.channel_access)
+        dbcore.boot(plan.definition or None, channel_access=plan.channel_access, declared=declaration("pva"))
+        self.links.register()
         dbcore.load_definition_text(DEMO_DEFINITION)
         dbcore.register_support()
+
+    def site_code(self, *, is_trial: bool) -> None:
+        """Load the site's own device support; a trial runs none of its code.
+
+        Raises:
+            ConfigurationError: A library or a definition file cannot be used.
+        """
+        self.libraries.check()
+        if is_trial:
+            self.libraries.stand_in()
+            return
+        for step in self.libraries.steps:
+            self._say(f'dlload("{step.file}")')
+        self.libraries.load()
 
     def files(self) -> None:
         """Read access security and groups, then load the databases.
@@ -68,6 +90,8 @@ class Loading:
             command = "dbLoadTemplate" if is_substitutions(step.file) else "dbLoadRecords"
             self._say(f'{command}("{step.file}"{f", {step.macros!r}" if step.macros else ""})')
             self.load(step)
+        if plan.stats_prefix:
+            self.load(LoadStep(str(SHIPPED / "iocStats.db"), dbcore.macro_text({"IOC": plan.stats_prefix})))
         if plan.exit_prefix:
             dbcore.load_records_text(dbcore.EXIT_RECORDS, {"IOC": plan.exit_prefix})
 
@@ -79,6 +103,8 @@ class Loading:
         """
         if dbcore.ioc_state() is not dbcore.IocState.VOID:
             raise ConfigurationError(f"must be loaded {_BEFORE}", file=step.file)
+        if "/" not in step.file and not locate.exists(step.file) and (SHIPPED / step.file).is_file():
+            step = step._replace(file=str(SHIPPED / step.file))
         template = is_substitutions(step.file) if as_template is None else as_template
         if template and not os.access(step.file, os.R_OK):
             # EPICS' reader of substitution files crashes if the file does not exist.

@@ -16,7 +16,7 @@ from appliance.ioc.config import LoadStep, is_substitutions
 from appliance.ioc.dbcore import environment_value
 from appliance.ioc.macros import expand_known, parse_macros
 
-__all__ = ["FileLine", "Item", "better", "find", "unclosed"]
+__all__ = ["FileLine", "Item", "better", "exists", "find", "unclosed"]
 
 _TOKEN: Final = re.compile(r'#[^\n]*|"(?:[^"\\\n]|\\.)*"|[{}(),]|[^\s{}(),"#]+|"')
 _LIMIT: Final = 64 << 20
@@ -40,11 +40,20 @@ class Item(NamedTuple):
     """The text that follows in the file, with macros expanded."""
 
 
+def _places(name: str) -> list[Path]:
+    """Return where EPICS searches a database."""
+    folders = [""] if "/" in name else (environment_value("EPICS_DB_INCLUDE_PATH") or ".").split(":")
+    return [Path(folder, name) for folder in folders]
+
+
+def exists(name: str) -> bool:
+    """Whether EPICS finds a database of this name."""
+    return any(path.exists() for path in _places(name))
+
+
 def _open(name: str) -> str | None:
     """Read the text of a database; it is searched where EPICS searches it."""
-    folders = [""] if "/" in name else (environment_value("EPICS_DB_INCLUDE_PATH") or ".").split(":")
-    for folder in folders:
-        path = Path(folder, name)
+    for path in _places(name):
         try:
             if path.stat().st_size <= _LIMIT:
                 return path.read_bytes().decode("utf-8", "surrogateescape")

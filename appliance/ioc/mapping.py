@@ -33,6 +33,7 @@ from appliance.pvdata.types import (
 __all__ = [
     "ALARM_STATUS",
     "FORMS",
+    "SCALAR_TYPES",
     "NTMapping",
     "alarm_message",
     "nt_mapping",
@@ -41,7 +42,7 @@ __all__ = [
     "value_type",
 ]
 
-_SCALARS: Final = (
+SCALAR_TYPES: Final = (
     STRING, INT8, UINT8, INT16, UINT16, INT32, UINT32, INT64, UINT64, FLOAT32, FLOAT64, UINT16,
 )  # fmt: skip
 """By DBR code; ENUM is a number where it is not an NTEnum."""
@@ -68,7 +69,7 @@ def value_type(channel: DBChannel) -> ScalarType | ArrayType:
     """Return the type of a field's value alone."""
     if channel.is_string and not channel.is_array:
         return STRING
-    scalar = _SCALARS[channel.final_type]
+    scalar = SCALAR_TYPES[channel.final_type]
     return ArrayType(scalar) if channel.is_array else scalar
 
 

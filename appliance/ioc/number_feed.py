@@ -67,7 +67,7 @@ class NumberFeed(Feed):
         ):
             missed, feed.missed = feed.missed, 0
             alarm, seconds, nanoseconds, tag, value = raw
-            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw:
+            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._has_new:
                 feed._post_rest(raw, known, several=missed > 1)
                 continue
             feed._raw = raw
@@ -127,10 +127,11 @@ class NumberFeed(Feed):
         return Update(mapping.type, store, bits, overrun)
 
     def _post_rest(self, raw: dbcore.RawNumber, known: tuple[bytes, ...], *, several: bool) -> None:
-        """Post another alarm, other properties, or a value that looks unchanged."""
+        """Post another alarm, other properties, or a value that may be known already."""
         alarm, *_ = raw
         last = self._raw
         bits = 0
+        reading = dbcore.reading_of(raw)
         if known != self._known or raw == last:
             # An event without a visible change may concern properties that the record's support computes.
             self._known = known
@@ -138,13 +139,22 @@ class NumberFeed(Feed):
                 bits = self._take_properties()
             except OperationError as error:
                 log_unread(error)
+            if not bits and raw == last:
+                # The event of a change came after the value was read for the one before.
+                return
+        tells_properties = bool(bits)
         if not bits or raw != last:
             bits |= self._bits
             if alarm != self._raw_alarm:
                 self._store = self._store.copy()
-                bits |= self.mapping.set_alarm(self._store, 0, dbcore.reading_of(raw))
+                bits |= self.mapping.set_alarm(self._store, 0, reading)
         self._raw, self._raw_alarm = raw, alarm
-        self.tell(bits, bits & self._bits if several else 0)
+        overrun = bits & self._bits if several else 0
+        if tells_properties:
+            self._has_new = False
+            self.tell(bits, overrun)
+        else:
+            self._tell_changed(bits, overrun, reading)
 
     def _take_properties(self) -> int:
         """Ask EPICS for the properties; return the bits of all of them if one has changed."""

@@ -7,12 +7,13 @@ EPICS_IOC_IGNORE_SERVERS for its Channel Access server (``rsrv``).
 from __future__ import annotations
 
 import logging
+import os
 from typing import Final
 
 from appliance.config.pva import variables
 from appliance.ioc import dbcore
 
-__all__ = ["LateSettings", "why_not_served"]
+__all__ = ["LateSettings", "shell_environment", "why_not_served"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -32,6 +33,18 @@ def why_not_served(*, report: bool = False) -> str:
     if report and enable is not None and enable.upper() != "YES":
         _log.error("%s=%s is neither YES nor NO: YES is assumed", _QSRV_ENABLE, enable)
     return ""
+
+
+def shell_environment() -> dict[str, str]:
+    """Return the environment with the variables of PVAccess as ``epicsEnvSet`` has left them."""
+    environ = dict(os.environ)
+    for name in variables():
+        value = dbcore.environment_value(name)
+        if value is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = value
+    return environ
 
 
 class LateSettings:

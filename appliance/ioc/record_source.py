@@ -43,10 +43,16 @@ class RecordSource(Source):
         Raises:
             OperationError: EPICS does not understand a filter in the name.
         """
+        return self.hold(name) if name in self._pvs or dbcore.exists(name) else None
+
+    def hold(self, name: str) -> RecordPV:
+        """Return the PV of a name for one more user, who must release it.
+
+        Raises:
+            OperationError: There is no such record or field, or EPICS does not understand a filter in the name.
+        """
         pv = self._pvs.get(name)
         if pv is None:
-            if not dbcore.exists(name):
-                return None
             pv = self._pvs[name] = RecordPV(
                 Record(name), self._stream, self._access, self._put_log, self._forget
             )

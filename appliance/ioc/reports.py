@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
+import os
+import platform
+import sysconfig
+import threading
 from collections.abc import Iterable
 from typing import Final
 
+from appliance.config.pva import ClientConfig, Effective, ServerConfig
+from appliance.ioc import dbcore
 from appliance.ioc.access import FieldAccess
 from appliance.ioc.groups.group import RecordGroup
 from appliance.server.channel import Channel
 from appliance.server.server import Server
+from appliance.server.source import Source
+from appliance.transport.interfaces import broadcast_addresses, interface_addresses
+from appliance.version import __version__
 
-__all__ = ["access_lines", "group_lines", "server_lines"]
+__all__ = ["access_lines", "group_lines", "information_lines", "name_lines", "server_lines"]
 
 _TOP: Final = '""'
+_RULER: Final = "------------------"
 
 
 def access_lines(access: FieldAccess) -> list[str]:
@@ -67,6 +77,44 @@ def server_lines(server: Server, level: int, switched_off: str) -> list[str]:
             if level > 1:
                 lines += [f"    {channel.name}{_rights(channel)}" for channel in channels]
     return lines
+
+
+def name_lines(sources: Iterable[tuple[str, int, Source]], details: int) -> list[str]:
+    """List the names of all PVs of the sources, each with its label and priority, as QSRV2 does."""
+    lines = []
+    for label, priority, source in sources:
+        names = list(source.names())
+        if names and details:
+            lines += [_RULER, f"SOURCE: {label}@{priority}", _RULER, "RECORDS: "]
+        lines += [f"  {name}" if details else name for name in names]
+    return lines
+
+
+def information_lines(client: Effective[ClientConfig], server: Effective[ServerConfig]) -> list[str]:
+    """Show versions, the host, and the settings that the environment gives: what a report of a fault needs."""
+    from cryptography.hazmat.backends.openssl import backend
+
+    host = platform.uname()
+    addresses = [each.address for each in interface_addresses()]
+    base = dbcore.environment_value("EPICS_VERSION_FULL") or ""
+    return [
+        f"Host: {sysconfig.get_platform()}",
+        "Versions",
+        f"    Secure PVAccess appliance {__version__}",
+        f"    EPICS {base}",
+        f"    Python {platform.python_version()} ({platform.python_compiler()})",
+        f"    {backend.openssl_version_text()}",
+        "Runtime",
+        f"    uname() -> {' '.join(part for part in host[:5] if part)}",
+        f"    CPUs -> {os.cpu_count()}",
+        f"    threads -> {threading.active_count()}",
+        f"    interfaces -> {' '.join(map(str, addresses))}",
+        f"    broadcast addresses -> {' '.join(broadcast_addresses())}",
+        "Effective Client config from environment",
+        *(f"    {line}" for line in client.render().splitlines()[1:]),
+        "Effective Server config from environment",
+        *(f"    {line}" for line in server.render().splitlines()[1:]),
+    ]
 
 
 def _rights(channel: Channel) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from appliance.errors import ConfigurationError
 from appliance.ioc import locate
-from appliance.ioc.config import LoadStep, Plan
+from appliance.ioc.config import LibraryStep, LoadStep, Plan
 from appliance.ioc.dbcore.words import complaint, plain
 
 __all__ = ["Trial", "TrialResult", "check_file", "plan_from_json"]
@@ -47,6 +47,7 @@ def plan_from_json(text: str) -> Plan:
     found: dict[str, Any] = json.loads(text)
     for name in ("databases", "groups"):
         found[name] = tuple(LoadStep(*step) for step in found[name])
+    found["libraries"] = tuple(LibraryStep(file, tuple(names)) for file, names in found["libraries"])
     found["acf"] = LoadStep(*found["acf"]) if found["acf"] else None
     return Plan(**found)
 
@@ -153,7 +154,9 @@ def check_file(plan: Plan, step: LoadStep) -> None:
     Raises:
         ConfigurationError: The parser crashes on the file.
     """
-    alone = Plan(definition=plan.definition, databases=(step,), folder=str(Path.cwd()))
+    alone = Plan(
+        definition=plan.definition, libraries=plan.libraries, databases=(step,), folder=str(Path.cwd())
+    )
     trial = Trial(alone)
     try:
         trial.result()

@@ -20,7 +20,9 @@ from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.dbcore.words import plain
 from appliance.ioc.groups.definitions import Groups
+from appliance.ioc.lines import REGISTRAR
 from appliance.ioc.loading import Loading
+from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
 __all__ = ["main"]
@@ -28,6 +30,7 @@ __all__ = ["main"]
 _OUTSIDE: Final = frozenset(("system", "epicsThreadSleep", "iocLogInit", "dbLoadGroupTest", "exit"))
 """Commands that the trial does not run."""
 _FIELD: Final = re.compile(r"\b([^\s.:'\"]\S*?)\.([A-Z][A-Z0-9_]*)\b")
+_NO_FUNCTION: Final = re.compile(r"\.[SI]NAM (?:ERROR )?function '.*' not found")
 _MOST: Final = 20
 
 
@@ -46,6 +49,7 @@ class _Child:
         self.faults: list[str] = []
         self.said = 0
         self.left_out = ""
+        self.commands: frozenset[str] | None = None
 
     def tell(self, **what: Any) -> None:
         os.write(self.answer, (json.dumps(what) + "\n").encode())
@@ -57,10 +61,36 @@ class _Child:
         self.tell(running=[*self.loading.script.where, line])
         if words[:1] == ["dlload"]:
             raise _Ended("it loads C code (dlload), which a trial must not run")
+        if self.loading.libraries.declared and words and self.may_be_site_code(words):
+            raise _Ended(f"{words[0]!r} may be a command of C code, which a trial must not run")
+        if self.loading.libraries.declared and words[:1] and words[0].endswith(REGISTRAR):
+            return False
         if words[:1] in (["iocInit"], ["iocBuild"]):
             self.initialise()
         unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
         return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
+
+    def site_code(self) -> None:
+        """Load what the site's libraries declare.
+
+        Raises:
+            _Ended: Databases cannot be loaded without their code.
+        """
+        self.loading.site_code(is_trial=True)
+        self.warnings.extend(self.loading.libraries.warnings)
+        if self.loading.libraries.must_run:
+            raise _Ended("'libraries' bring types of records or links, and a trial runs no C code")
+
+    def may_be_site_code(self, words: list[str]) -> bool:
+        """Whether only the code of 'libraries' may know a command or a variable."""
+        variables = [each.name for each in self.loading.libraries.declared if each.kind == "variable"]
+        if words[0] == "var":
+            return len(words) > 1 and words[1] in variables
+        if words[0].endswith(REGISTRAR) or words[0] == "<":
+            return False
+        if self.commands is None:
+            self.commands = frozenset(dbcore.shell_commands())
+        return words[0] not in self.commands
 
     def run(self) -> NoReturn:
         loading = self.loading
@@ -68,6 +98,7 @@ class _Child:
             if loading.plan.definition:
                 self.reading(LoadStep(loading.plan.definition))
             loading.definition()
+            self.site_code()
             loading.register_commands()
             self.autosave.register_commands()
             _register_server_commands()
@@ -115,8 +146,11 @@ class _Child:
         dbcore.flush_output()
         size = os.lseek(2, 0, os.SEEK_CUR)
         said = plain(os.pread(2, max(size - self.said, 0), self.said).decode("utf-8", "replace"))
+        registers = any(each.kind == "registrar" for each in self.loading.libraries.declared)
         for line in said.splitlines():
-            if not line.startswith(("Starting iocInit", "iocRun:", "#")):
+            if registers and _NO_FUNCTION.search(line):
+                self.warnings.append(f"{self.located(line)}: a registrar of 'libraries' must bring it")
+            elif not line.startswith(("Starting iocInit", "iocRun:", "#")):
                 self.faults.append(self.located(line))
         loading = self.loading
         if loading.access_step is not None:
@@ -126,6 +160,13 @@ class _Child:
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
         if groups.faults:
             raise groups.faults[0]
+        names = {group.name for group in groups.groups.values()}
+        for record, field, name in loading.links.not_here(names.__contains__):
+            self.faults.append(
+                self.located(
+                    f"{record}.{field}: {name} is no record and no group of this IOC, and the link is local"
+                )
+            )
 
     def links(self) -> None:
         """Look where the links of all records lead."""
@@ -182,7 +223,7 @@ class _Child:
 
 def _register_server_commands() -> None:
     """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in ("pvxsr", "pvxgl", "asInit", "asdbdump", "asprules"):
+    for name in SERVER_COMMANDS:
         dbcore.register_command(name, [], lambda *_: None)
 
 

@@ -284,8 +284,10 @@ class _LoopDecoder:
         self.bits = bits
         self.leaves = leaves
         types = owner.type.leaf_types
-        breathe()
-        self.steps = [leaf_codec(types[i], owner.big).decode for i in leaves]
+        self.steps: list[Callable[[Buffer, int, int, TypeReader], tuple[Any, int]]] = []
+        for start in range(0, len(leaves), 256):
+            breathe()
+            self.steps += [leaf_codec(types[i], owner.big).decode for i in leaves[start : start + 256]]
         self.uses = 0
 
     def __call__(self, buf: Buffer, pos: int, end: int, store: list[Any], types: TypeReader) -> int:

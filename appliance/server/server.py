@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
@@ -35,6 +36,7 @@ from appliance.transport.stream import StreamLink
 if TYPE_CHECKING:  # a server of plain TCP starts faster without OpenSSL
     from cryptography import x509
 
+    from appliance.certs.keychain import Keychain
     from appliance.tls.context import TLSContext
 
 __all__ = ["Place", "Referral", "Server"]
@@ -412,6 +414,24 @@ class Server:
             elif tls_only and link.engine is None:
                 continue
             link.close(reason)
+
+    def renew_peers(self, former: Keychain, reason: ApplianceError, within_s: float) -> None:
+        """Close connections that were shown ``former``, each at a moment of its own ``within_s`` seconds.
+
+        This concerns clients that lose nothing more afterwards: those that have shown no certificate, or one of another authority
+        than that of ``former``. The others replace the connection when they have a new certificate as well.
+        """
+        from appliance.certs.crossed import is_same_authority
+
+        loop = asyncio.get_running_loop()
+        for link in list(self.peers):
+            engine = link.engine
+            if engine is None or engine.keychain.certificate != former.certificate:
+                continue
+            chain = engine.peer_chain
+            if len(chain) < 2 or former.issuer is None or not is_same_authority(chain[1], former.issuer):
+                # A connection that has ended meanwhile is closed once more, which does nothing.
+                loop.call_later(random.uniform(0, within_s), link.close, reason)  # noqa: S311 - this number is no secret
 
     # -- being found ---------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ if [ ! -e /opt/spva/current/.complete ]; then
     row release - - - "there is none, site.yml brings it"
     exit 0
 fi
-row "release $(cut -d' ' -f1 /opt/spva/current/.complete)" - - - OK
+release=$(cut -d' ' -f1 /opt/spva/current/.complete)
+row "release $release" - - - OK
 
 while read -r unit load active _; do
     case $unit in spva-keychain@* | '') continue ;; esac
@@ -43,6 +44,9 @@ while read -r unit load active _; do
         esac
         restarts=$(systemctl show -P NRestarts "$unit")
         [ "$restarts" = 0 ] || health="$health, restarted $restarts times"
+        # What a process runs is what it was started from.
+        runs=$(tr '\0' '\n' 2>/dev/null <"/proc/$(systemctl show -P MainPID "$unit")/cmdline" | sed -n 's#^/opt/spva/releases/\([^/]*\)/.*#\1#p' | head -n 1)
+        [ "${runs:-$release}" = "$release" ] || health="runs release $runs, restart it"
     fi
     row "${unit%.service}" - - - "$health"
 done < <(systemctl list-units --all --plain --no-legend 'spva-*.service')

@@ -7,9 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+from appliance.version import __version__
+from tests.deploy.test_templates import run_play
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "roles/spva_common/files/wheelhouse.py"
@@ -20,7 +25,8 @@ def project(tmp_path) -> Path:
     project = tmp_path / "project"
     (project / "appliance").mkdir(parents=True)
     (project / "appliance/__init__.py").write_text("")
-    shutil.copyfile(ROOT / "pyproject.toml", project / "pyproject.toml")
+    for name in ("pyproject.toml", "appliance/version.py"):
+        shutil.copyfile(ROOT / name, project / name)
     return project
 
 
@@ -59,7 +65,38 @@ def test_other_hosts_need_another_archive(project, more):
     assert look(project, *more)["archive"] != look(project)["archive"]
 
 
-def test_version_is_the_projects(project):
-    text = (project / "pyproject.toml").read_text()
-    (project / "pyproject.toml").write_text(re.sub(r'(?m)^version = ".*"', 'version = "9.8.7"', text))
+def test_version_is_what_the_installed_release_says_of_itself(project):
+    """It stood in two places, and hosts with release 9.0.0 said 0.1.0 of themselves."""
+    assert look(project)["version"] == __version__
+    (project / "appliance/version.py").write_text('__version__ = "9.8.7"\n')
     assert look(project)["version"] == "9.8.7"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in settings["project"], "the wheel takes it from there, too"
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "appliance.version.__version__"}
+
+
+@pytest.mark.parametrize("text", ["", "__version__ = version('x')\n", '__version__ = "../x"\n'])
+def test_a_project_whose_version_cannot_be_read_is_refused_with_a_sentence(project, text):
+    (project / "appliance/version.py").write_text(text)
+    command = [sys.executable, TOOL, "--look", "--project", project, "--output", project / "wheels"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "version.py has no line" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def said_by_the_roles(project: Path) -> str:
+    tasks = yaml.safe_load((ROOT / "roles/spva_common/tasks/preflight.yml").read_text())
+    task = next(each for each in tasks if each["name"] == "Find the version to install")
+    show = {"ansible.builtin.debug": {"msg": "version=<{{ spva_common_version }}>"}}
+    values = {"spva_common_release": "", "spva_common_project": str(project)}
+    done = run_play(project, {"tasks": [task, show]}, values)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.search(r"version=<(.*?)>", done.stdout)[1]
+
+
+def test_the_roles_install_the_version_that_the_archive_has(project):
+    assert said_by_the_roles(project) == __version__
+    (project / "appliance/version.py").unlink()
+    # Then the preflight checks say that this is no version.
+    assert said_by_the_roles(project) == ""

@@ -1,15 +1,25 @@
-"""How long the event loop is kept from others: measured in the thread's own time, so that a busy machine does not count."""
+"""How long the event loop is kept from others, counted in work: a busy machine is slower, but does not more of it.
+
+The clock by which connections take turns is replaced by one that goes on with each line of the package that the event
+loop's thread runs. So the same messages give the same turns on every machine, and a turn's length is a number of lines.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import socket
 import struct
-import time
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import pytest
+
+import appliance
+from appliance.pvdata.pace import Pace
 from tests.helpers.raw import ANONYMOUS
 
 NAMED = (
@@ -19,40 +29,84 @@ NAMED = (
 )
 """A client's choice of method ``ca``."""
 
+GIVES_WAY = 10_000
+"""The most lines in one turn of the loop. A slow machine takes ten milliseconds for them, a usual one takes one."""
+_LINE_S = 1e-6
+"""What a line counts for on the clock: more than it takes, so a slice is short and has few lines."""
+_OURS = str(Path(appliance.__file__).parent)
+_BREATHE = Pace._breathe.__code__
 
-class Turns:
+
+class Work:
+    """What this thread has done so far."""
+
+    lines = 0
+    """Lines of the package that were run."""
+    breathes = 0
+    """How often long work could pause. It counts where one line moves very many octets."""
+
+
+class Turns(Work):
     """The turns of a loop so far."""
 
-    seconds = 0.0
-    """Length of the longest one."""
-    count = 0
+    longest = 0
+    """The most lines in one turn."""
+
+
+@contextlib.contextmanager
+def _counting(work: Work) -> Iterator[None]:
+    def enter(frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if code is _BREATHE:
+            work.breathes += 1
+        # What is compiled at run time, as the codecs, has no file.
+        return line if code.co_filename.startswith((_OURS, "<")) else None
+
+    def line(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            work.lines += 1
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+@contextlib.contextmanager
+def lines_run() -> Iterator[Work]:
+    """Count the lines that are run inside: how much work something is, on every machine."""
+    work = Work()
+    with _counting(work):
+        yield work
 
 
 @contextlib.contextmanager
 def longest_turn() -> Iterator[Turns]:
-    """Watch every turn of the running loop. Garbage collection is pytest's heap here, and another test's matter."""
+    """Watch every turn of the running loop."""
     loop = asyncio.get_running_loop()
     found = Turns()
     running = True
+    began = 0
 
     def tick() -> None:
-        nonlocal last
-        now = time.thread_time()
-        found.seconds = max(found.seconds, now - last)
-        found.count += 1
-        last = now
+        nonlocal began
+        found.longest = max(found.longest, found.lines - began)
+        began = found.lines
         if running:
             loop.call_soon(tick)
 
-    gc.collect()
-    gc.disable()
-    last = time.thread_time()
-    loop.call_soon(tick)
-    try:
-        yield found
-    finally:
-        running = False
-        gc.enable()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("turns", "udp"):
+            patch.setattr(f"appliance.transport.{module}.monotonic", lambda: found.lines * _LINE_S)
+        loop.call_soon(tick)
+        try:
+            with _counting(found):
+                yield found
+        finally:
+            running = False
 
 
 def frame(command: int, body: bytes) -> bytes:
@@ -104,9 +158,11 @@ class Hostile:
         self.sock.sendall(frame(20, struct.pack("<IIB", self.sids[0], ioid, 8) + b"\xff"))
         self.wait_for(20)
 
-    def call(self, argument: bytes, ioid: int = 1) -> None:
-        """Call it."""
-        self.sock.sendall(frame(20, struct.pack("<IIB", self.sids[0], ioid, 0) + argument))
+    def call(self, argument: bytes, ioid: int = 1, *, big: bool = False) -> None:
+        """Call it, in a message that has the most significant octet first if ``big``."""
+        order = ">" if big else "<"
+        body = struct.pack(f"{order}IIB", self.sids[0], ioid, 0) + argument
+        self.sock.sendall(struct.pack(f"{order}BBBBI", 0xCA, 2, 0x80 * big, 20, len(body)) + body)
 
     def close(self) -> None:
         """Close without a word."""

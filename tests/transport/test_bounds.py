@@ -19,16 +19,16 @@ from appliance.pvdata.types import FLOAT64
 from appliance.pvdata.value import Value
 from appliance.server import Operation, SharedPV, WildcardSource
 from tests.helpers.ours import client_of, double, served
-from tests.helpers.turns import Hostile, frame, longest_turn
+from tests.helpers.turns import GIVES_WAY, Hostile, frame, longest_turn
 
-GIVES_WAY_S = 0.010
-"""What is promised for parsing, on an idle machine."""
-BUSY = 3
-"""How much slower a machine may be that does other things at the same time; the fault was hundreds of times worse."""
-TURN_S = 0.020
-"""A whole turn of the loop: parsing, posting, and what the test itself does in it."""
-TURNS_OF_A_GET = 20
-"""More than a GET may take; it takes four, whatever others do."""
+ALL_TURN = 2 * GIVES_WAY
+"""Lines of a turn of the loop in which one connection's messages are parsed and others' requests are answered."""
+WIDTH = 60_000
+"""Fields of a wide type."""
+LARGE = 32_000_000
+"""Octets of a large array."""
+PIECE = 1 << 20
+"""Octets that are copied between two chances to pause."""
 
 
 def u32(number: int) -> bytes:
@@ -57,24 +57,32 @@ def wide(count: int, prefix: str = "f") -> bytes:
 NESTED = b"\x82" * 30 + b"\x43" + bytes(8)
 
 ARGUMENTS: dict[str, Callable[[], bytes]] = {
-    "any[] of bounded strings": lambda: in_value(b"\x8a", size(100_000) + b"\x01\x83\x05\x00" * 100_000),
+    "any[] of bounded strings": lambda: in_value(b"\x8a", size(20_000) + b"\x01\x83\x05\x00" * 20_000),
     "any[] of ever new types": lambda: in_value(
         b"\x8a",
-        size(20_000) + b"".join(b"\x01\x80\0\x01" + name + b"\x20\x07" for name in names(20_000, "n")),
+        size(5_000) + b"".join(b"\x01\x80\0\x01" + name + b"\x20\x07" for name in names(5_000, "n")),
     ),
-    "any[] of empty any[]": lambda: in_value(b"\x8a", size(100_000) + b"\x01\x8a\x00" * 100_000),
-    "any in any": lambda: in_value(b"\x8a", size(5_000) + (b"\x01" + NESTED) * 5_000),
-    "null elements": lambda: in_value(b"\x8a", size(400_000) + bytes(400_000)),
+    "any[] of empty any[]": lambda: in_value(b"\x8a", size(20_000) + b"\x01\x8a\x00" * 20_000),
+    "any in any": lambda: in_value(b"\x8a", size(2_000) + (b"\x01" + NESTED) * 2_000),
+    "null elements": lambda: in_value(b"\x8a", size(100_000) + bytes(100_000)),
     "structures": lambda: in_value(
-        b"\x88\x80\0\x03\x01a\x20\x01b\x60\x01c\x08", size(40_000) + b"\x01\x07\x01x\x00" * 40_000
+        b"\x88\x80\0\x03\x01a\x20\x01b\x60\x01c\x08", size(20_000) + b"\x01\x07\x01x\x00" * 20_000
     ),
-    "unions": lambda: in_value(b"\x89\x81\0\x02\x01a\x20\x01b\x60", size(80_000) + b"\x01\x01\x01x" * 80_000),
-    "strings": lambda: in_value(b"\x68", size(400_000) + b"\x01x" * 400_000),
-    "a wide type": lambda: wide(60_000) + bytes(60_000),
-    "a wide type inside any": lambda: in_value(b"\x82", wide(60_000) + bytes(60_000)),
-    "numbers the other way round": lambda: in_value(b"\x4b", size(4_000_000) + bytes(32_000_000)),
-    "truths": lambda: in_value(b"\x08", size(32_000_000) + bytes(32_000_000)),
+    "unions": lambda: in_value(b"\x89\x81\0\x02\x01a\x20\x01b\x60", size(20_000) + b"\x01\x01\x01x" * 20_000),
+    "strings": lambda: in_value(b"\x68", size(100_000) + b"\x01x" * 100_000),
+    "a wide type": lambda: wide(WIDTH) + bytes(WIDTH),
+    "a wide type inside any": lambda: in_value(b"\x82", wide(WIDTH) + bytes(WIDTH)),
+    "numbers the other way round": lambda: in_value(
+        b"\x4b", b"\xfe" + struct.pack(">I", LARGE // 8) + bytes(LARGE)
+    ),
+    "truths": lambda: in_value(b"\x08", size(LARGE) + bytes(LARGE)),
 }
+
+STORED_AT_ONCE = {"a wide type": WIDTH, "a wide type inside any": WIDTH}
+"""Fields whose values are stored in one go, so that nobody sees a half of them: two short lines for each."""
+BIG = {"numbers the other way round"}
+"""Messages whose numbers must be turned round."""
+COPIED = {*BIG, "truths"}
 
 
 def answering() -> SharedPV:
@@ -91,11 +99,13 @@ async def test_parsing_gives_the_loop_back_whatever_a_message_holds(what: str) -
         hostile = await asyncio.to_thread(Hostile, server.tcp_port, "call")
         await asyncio.to_thread(hostile.rpc_init)
         with longest_turn() as longest:
-            sending = asyncio.create_task(asyncio.to_thread(hostile.call, argument))
+            sending = asyncio.create_task(asyncio.to_thread(hostile.call, argument, big=what in BIG))
             reply = await asyncio.to_thread(hostile.wait_for, 20)
             await sending
         assert reply[5] == 0xFF, reply
-        assert longest.seconds < BUSY * GIVES_WAY_S
+        assert longest.longest < GIVES_WAY + 2 * STORED_AT_ONCE.get(what, 0)
+        if what in COPIED:
+            assert longest.breathes >= LARGE // PIECE
         hostile.close()
 
 
@@ -141,21 +151,22 @@ async def test_others_are_served_while_one_opens_and_loses_20_000_channels() -> 
         hostile = await asyncio.to_thread(Hostile, server.tcp_port)
         async with client_of(server) as ctx:
             await ctx.get("pv")
-            with longest_turn() as longest:
+            with longest_turn() as opened:
                 opening = asyncio.create_task(asyncio.to_thread(open_many, hostile, 20_000))
-                waits = []
+                answered = 0
                 while not opening.done():
-                    before = longest.count
                     await ctx.get("pv")
-                    waits.append(longest.count - before)
+                    answered += 1
                 await opening
-                # Turns and not seconds: how many GETs fit into the opening is the machine's affair.
-                assert max(waits) < TURNS_OF_A_GET, waits
-                assert sum(1 for _ in server.channels()) == 20_001
+            # The opening takes a thousand turns and a GET takes four: several fit into it on any machine.
+            assert answered > 5
+            assert opened.longest < ALL_TURN
+            assert sum(1 for _ in server.channels()) == 20_001
+            with longest_turn() as closed:
                 hostile.close()
                 while len(server.peers) > 1:
                     await ctx.get("pv")
-            assert longest.seconds < BUSY * TURN_S
+            assert closed.longest < ALL_TURN
             assert sum(1 for _ in server.channels()) == 1
 
 
@@ -177,7 +188,7 @@ async def test_one_connection_after_the_other_searches_for_60_000_names() -> Non
             await asyncio.to_thread(hostile.sock.sendall, search)
             await asyncio.to_thread(hostile.sock.sendall, frame(2, b"echo"))
             await asyncio.to_thread(hostile.wait_for, 2)
-        assert longest.seconds < BUSY * TURN_S
+        assert longest.longest < ALL_TURN
         hostile.close()
 
 
@@ -284,7 +295,7 @@ async def test_the_bound_per_turn_holds_whatever_a_datagram_holds(what: str) -> 
                 await asyncio.sleep(0.01)
             ended.set()
             await flooding
-        assert longest.seconds < BUSY * GIVES_WAY_S
+        assert longest.longest < GIVES_WAY
 
 
 async def test_a_name_in_a_long_datagram_is_found() -> None:

@@ -32,7 +32,7 @@ from tests.helpers.live import never_comes, until
 from tests.helpers.ours import client_config, client_of, double, gallery, served, server_config
 from tests.helpers.pki import site
 from tests.helpers.raw import RawClient
-from tests.helpers.turns import longest_turn
+from tests.helpers.turns import GIVES_WAY, longest_turn
 
 MB = 1024 * 1024
 
@@ -305,17 +305,13 @@ async def test_a_flood_of_searches_does_not_starve_connections() -> None:
         )
         assert flood.stdout is not None
         await flood.stdout.readline()  # it has begun
-        waits = []
         with longest_turn() as turns:
             for _ in range(100):
-                before = turns.count
                 await ctx.get("r:pv")
-                waits.append(turns.count - before)
         assert flood.returncode is None, "the flood ended before the test"
         flood.kill()
         await flood.wait()
-        assert max(waits) < 20, waits
-        assert turns.seconds < 0.1
+        assert turns.longest < GIVES_WAY
 
 
 async def test_a_garbage_server_costs_a_client_a_time_out_and_nothing_else() -> None:

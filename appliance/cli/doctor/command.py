@@ -53,7 +53,7 @@ async def work(options: argparse.Namespace) -> int:
 
     from appliance.cli.common import FAILED, OK
     from appliance.cli.doctor import variables
-    from appliance.cli.doctor.programs import check_programs
+    from appliance.cli.doctor.programs import check_programs, check_release
     from appliance.cli.doctor.report import PROBLEM, Report
     from appliance.errors import ConfigurationError
 
@@ -66,6 +66,7 @@ async def work(options: argparse.Namespace) -> int:
 
         logging.getLogger("appliance").setLevel(logging.CRITICAL + 1)
     report = Report()
+    check_release(report)
     variables.check_spelling(report, os.environ)
     await (_check_server if options.server else _check_client)(options, report)
     check_programs(report, os.environ, server=options.server)

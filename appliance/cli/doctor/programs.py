@@ -1,4 +1,4 @@
-"""Which library the Python programs of this environment import as p4p."""
+"""Which release this is, and which library the Python programs of this environment import as p4p."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from appliance.cli.doctor.report import Report
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["check_programs"]
+__all__ = ["check_programs", "check_release"]
 
 _WHY: Final = "programs that import it speak plain TCP, unless it was built with a PVXS that has TLS"
+
+
+def check_release(report: Report) -> None:
+    """Say which release runs, and where it is: the host may have others, and the search path names one of them."""
+    from appliance.version import __version__
+
+    report.ok("release", f"Secure PVAccess appliance {__version__} in {sys.prefix}")
 
 
 def check_programs(report: Report, environ: Mapping[str, str], *, server: bool) -> None:

@@ -24,7 +24,7 @@ class Finding(NamedTuple):
     """One result of one check."""
 
     check: str
-    """``configuration``, ``keychain``, ``password``, ``chain``, ``expiry``, ``usage``, ``status``, ``clock``,
+    """``release``, ``configuration``, ``keychain``, ``password``, ``chain``, ``expiry``, ``usage``, ``status``, ``clock``,
     ``ports``, ``interfaces``, ``search``, ``name servers``, ``servers``, ``pv``, ``programs``."""
     level: str
     what: str

@@ -18,6 +18,7 @@
 :mod:`.traps`         puts over Channel Access that must be logged
 :mod:`.words`         words for EPICS' numbers, file and line of its complaints
 :mod:`.callbacks`     Python that EPICS calls: subroutines, device support, shell commands, hooks
+:mod:`.link_support`  a link type in Python
 ===================  ========================================================================================
 
 How QSRV's semantics map onto it

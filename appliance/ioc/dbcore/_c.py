@@ -265,6 +265,8 @@ errSymLookup = _bind(com, None, "errSymLookup", c_long, c_char_p, ctypes.c_size_
 errSymBld = _bind(com, c_int, "errSymBld")
 errSymbolAdd = _bind(com, c_int, "errSymbolAdd", c_long, c_char_p)
 errlogFlush = _bind(com, None, "errlogFlush")
+#: Only for texts without a percent sign, or with each of them doubled: nothing may be passed for the dots of its prototype.
+errlogPrintf = _bind(com, c_int, "errlogPrintf", c_char_p)
 errlogAddListener = _bind(com, None, "errlogAddListener", c_void_p, c_void_p)
 errlogRemoveListeners = _bind(com, c_int, "errlogRemoveListeners", c_void_p, c_void_p)
 initHookRegister = _bind(com, c_int, "initHookRegister", c_void_p)
@@ -334,10 +336,18 @@ db_create_read_log = _bind(core, c_void_p, "db_create_read_log", c_void_p)
 db_delete_field_log = _bind(core, None, "db_delete_field_log", c_void_p)
 dbIsValueField = _bind(core, c_int, "dbIsValueField", POINTER(dbFldDes))
 dbProcess = _bind(core, c_long, "dbProcess", c_void_p)
+scanOnce = _bind(core, c_int, "scanOnce", c_void_p)
 dbGetLink = _bind(core, c_long, "dbGetLink", c_void_p, c_short, c_void_p, c_void_p, c_void_p)
 recGblSetSevr = _bind(core, c_int, "recGblSetSevr", c_void_p, c_int, c_int)
+#: As with errlogPrintf: the text is a format.
+recGblSetSevrMsg = _bind(core, c_int, "recGblSetSevrMsg", c_void_p, c_int, c_int, c_char_p)
 dbProcessNotify = _bind(core, None, "dbProcessNotify", POINTER(processNotify))
 dbNotifyCancel = _bind(core, None, "dbNotifyCancel", POINTER(processNotify))
+
+# dbCore: link support
+registryJLinkAdd = _bind(core, c_int, "registryJLinkAdd", c_void_p, c_void_p)
+dbLinkFieldName = _bind(core, c_char_p, "dbLinkFieldName", c_void_p)
+dbLinkAsyncComplete = _bind(core, None, "dbLinkAsyncComplete", c_void_p)
 
 # dbCore: locks
 dbScanLock = _bind(core, None, "dbScanLock", c_void_p)

@@ -172,6 +172,7 @@ def boot(
     extra: Iterable[Path | str] = (),
     *,
     channel_access: bool = False,
+    declared: str = "",
 ) -> None:
     """Load the database definition and register record types, devices, links and shell commands.
 
@@ -180,6 +181,7 @@ def boot(
         extra: more ``.dbd`` files; what they declare must be in the loaded libraries or registered before
             with :mod:`.callbacks`.
         channel_access: start the Channel Access server with :func:`ioc_init` (``rsrv``).
+        declared: definition text that is loaded first; what a file declares again does not count.
 
     Raises:
         ConfigurationError: a definition cannot be read, or names support that does not exist; the text is
@@ -195,6 +197,8 @@ def boot(
     search = f"{folder}:.".encode()
     teach_words()
     _c.iocshRegisterCommon()
+    if declared:
+        load_definition_text(declared)
     files: list[str] = []
     if definition is not None:
         files.append(str(definition))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Self
 
 from appliance.errors import ApplianceError
@@ -24,7 +24,17 @@ class ManyLock:
     """
 
     def __init__(self, channels: Sequence[DBChannel]) -> None:
-        addresses = list(dict.fromkeys(channel.record_address for channel in channels))
+        self._make([channel.record_address for channel in channels])
+
+    @classmethod
+    def of_records(cls, addresses: Iterable[int]) -> Self:
+        """Make the lock of records whose addresses (``dbCommon``) are known."""
+        lock = cls.__new__(cls)
+        lock._make(addresses)
+        return lock
+
+    def _make(self, records: Iterable[int]) -> None:
+        addresses = list(dict.fromkeys(records))
         array = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
         self._locker = _c.dbLockerAlloc(ctypes.addressof(array), len(addresses), 0)
         if not self._locker:

@@ -69,6 +69,9 @@ def teach_words() -> None:
 
 def status_text(status: int) -> str:
     """Return EPICS' text for a status code."""
+    if status == -1:
+        # What device support returns that has no code for its failure.
+        return "its support reports a failure (-1)"
     buffer = ctypes.create_string_buffer(256)
     _c.errSymLookup(status, buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace").strip() or f"EPICS status {status}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from appliance.ioc import dbcore
-from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, ManyLock
+from appliance.ioc.dbcore import DBE_ALARM, DBE_ARCHIVE, DBE_PROPERTY, DBE_VALUE, ManyLock, Reading
 from appliance.ioc.event_stream import EventSink, EventStream
+from appliance.ioc.feed import is_same
 from appliance.ioc.groups.group import RecordGroup
 from appliance.ioc.groups.member import Member
 from appliance.server.operation import Subscription, Update
@@ -19,7 +20,7 @@ _QUEUE_SIZE: Final = "record._options.queueSize"
 class _ValueSink(EventSink):
     """Handles a new value or alarm of a member: reads the members that it triggers together and posts them."""
 
-    __slots__ = ("_alarm", "_lock", "_self", "_triggered", "feed", "member")
+    __slots__ = ("_alarm", "_last", "_lock", "_triggered", "feed", "member")
 
     def __init__(self, feed: GroupFeed, member: Member) -> None:
         self.feed = feed
@@ -27,9 +28,13 @@ class _ValueSink(EventSink):
         self._triggered = tuple((each, each.channel) for each in member.triggers if each.channel is not None)
         self._lock = ManyLock([channel for _, channel in self._triggered])
         self._alarm: tuple[int, int, str] | None = None
+        self._last: list[Reading] = []
+        """What the last event told."""
 
     def prime(self) -> None:
-        """Note the alarm that the first client is about to get."""
+        """Note what the first client is about to get."""
+        with self._lock:
+            self._last = [channel.get_locked() for _, channel in self._triggered]
         if self.member.channel is not None:
             reading = self.member.channel.get()
             self._alarm = (reading.status, reading.severity, reading.message)
@@ -42,6 +47,9 @@ class _ValueSink(EventSink):
         bits = 0
         with self._lock:
             readings = [channel.get_locked() for _, channel in self._triggered]
+        last, self._last = self._last, readings
+        if self.member in self.member.triggers and last and all(map(is_same, last, readings)):
+            return  # the event of a change came after the value was read for the one before
         for (member, _), reading in zip(self._triggered, readings, strict=True):
             changed = True
             if member is self.member:

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,15 @@ def sources(project: Path) -> list[Path]:
         if path.is_file() and "__pycache__" not in path.parts
     ]
     return sorted([project / "pyproject.toml", *package])
+
+
+def version_of(project: Path) -> str:
+    """Return the version of the project, which is what an installed release says of itself."""
+    place = project / "appliance/version.py"
+    found = re.search(r'(?m)^__version__ = "([0-9][0-9A-Za-z.+]*)"$', place.read_text())
+    if found is None:
+        sys.exit(f'wheelhouse: {place} has no line __version__ = "..." with a version')
+    return found[1]
 
 
 def digest_of(project: Path, extras: str, target: str) -> str:
@@ -74,7 +84,7 @@ def main() -> int:
     options = parser.parse_args()
     project = options.project.resolve()
     meta = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-    version, target = meta["version"], f"cp{options.python.replace('.', '')}-{options.machine}"
+    version, target = version_of(project), f"cp{options.python.replace('.', '')}-{options.machine}"
     digest = digest_of(project, options.extras, target)
     archive = options.output.resolve() / f"{meta['name']}-{version}-{target}-{digest[:12]}.tar"
     changed = not archive.exists()

@@ -1,4 +1,4 @@
-"""What the doctor says of Python programs that import p4p."""
+"""What the doctor says of the release, and of Python programs that import p4p."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.cli.doctor.programs import check_programs
+from appliance.cli.doctor.programs import check_programs, check_release
 from appliance.cli.doctor.report import NOTE, OK, Report
+from appliance.version import __version__
 from tests.helpers.tools import run
 
 
@@ -17,6 +18,14 @@ def findings(*, server: bool = False, **environ: str) -> list[tuple[str, str, st
     check_programs(report, environ, server=server)
     assert {finding.check for finding in report.findings} == {"programs"}
     return [(finding.level, finding.what, finding.do) for finding in report.findings]
+
+
+def test_the_release_that_runs_is_named_with_its_place() -> None:
+    report = Report()
+    check_release(report)
+    [finding] = report.findings
+    assert (finding.check, finding.level) == ("release", OK)
+    assert finding.what == f"Secure PVAccess appliance {__version__} in {sys.prefix}"
 
 
 def test_p4p_beside_the_appliance_is_told_with_the_way_to_tls_for_programs_and_ophyd_async() -> None:

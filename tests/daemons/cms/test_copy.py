@@ -266,11 +266,18 @@ def test_what_cannot_be_copied_is_named_in_one_sentence(tmp_path, capsys, file, 
         (empty, tmp_path / "to.db", "no database of this version"),
         (file, tmp_path / "none" / "to.db", "No such file or directory"),
         (file, empty.replace("/empty_", "/none_"), "does not exist"),
+        (
+            "postgresql+psycopg:/a:secret@b/c",
+            tmp_path / "to.db",
+            "the URL of the database server cannot be read",
+        ),
+        (file, "postgresql:a:secret@b", "the URL of the database server cannot be read"),
     ):
         status, shown = pvacms(capsys, "--copy-db", source, target)
         assert (status, shown.out) == (1, "")
         assert why in shown.err, shown.err
         assert len(shown.err.splitlines()) == 1
+        assert "secret" not in shown.err
     assert unchanged(empty)
 
 

@@ -19,6 +19,7 @@ from appliance.cms.jobs import NOT_KNOWN
 from appliance.cms.model import SERVICE
 from appliance.cms.store import Store
 from appliance.errors import ConfigurationError, DatabaseLost, RemoteError
+from appliance.version import __version__
 from tests.helpers.cms import Process, admin_keychain, ccr, client, plain, running, secure
 from tests.helpers.postgres import PASSWORD, Engine, Server, raw
 
@@ -81,6 +82,11 @@ async def test_two_nodes_share_a_database_and_each_knows_the_other(tmp_path, pos
                 both = await health(at_b, named, cluster_members=2)
                 assert (both["cluster_mode"], both["db_ok"]) == (True, True)
                 assert {row["name"]: row["connected"] for row in both["members"]} == {"a": True, "b": True}
+                versions = {
+                    tuple(row[f"version_{each}"] for each in ("major", "minor", "patch"))
+                    for row in both["members"]
+                }
+                assert {".".join(map(str, each)) for each in versions} == {__version__}
                 a.process.kill()
                 one = await health(at_b, cluster_members=1)
                 assert {row["name"]: row["connected"] for row in one["members"]} == {"a": False, "b": True}

@@ -553,13 +553,12 @@ async def test_many_large_keys_at_once_do_not_stop_the_service(tmp_path):
     async with running(tmp_path, **OPEN) as service, plain(service) as anyone:
         await anyone.get("CERT:HEALTH")
         asked = [asyncio.ensure_future(create(anyone, f"n{i}", pub_key=bent(n))) for i, n in enumerate(good)]
-        loop = asyncio.get_running_loop()
-        worst = 0.0
+        answered = 0
         while not asked[0].done():
-            before = loop.time()
-            await asyncio.wait_for(anyone.get("CERT:HEALTH"), 30)
-            worst = max(worst, loop.time() - before)
-        assert worst < 2.0
+            await anyone.get("CERT:HEALTH")
+            answered += 1
+        # A look at one of these keys has hundreds of steps; looked at in one go, it lets one answer through, or none.
+        assert answered > 5
         for request in asked:
             request.cancel()
         await asyncio.gather(*asked, return_exceptions=True)

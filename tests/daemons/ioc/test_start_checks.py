@@ -26,11 +26,6 @@ FAULTS = {
         "UNDEF is not defined",
     ),
     "json-link.db": ('record(ai, "L:1") { field(INP, {const:}) }\n', ":1: ", "syntax error"),
-    "pva-link.db": (
-        'record(ai, "L:1") {\n field(INP, {pva:"x"}) }\n',
-        ":2: ",
-        "this IOC has no links of type pva",
-    ),
     "link-type.db": (
         'record(ai, "L:1") { field(DTYP,"Soft Channel")\n field(INP,"@asyn(P)") }\n',
         ":2: ",

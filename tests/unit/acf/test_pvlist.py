@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from appliance.acf import PVList
 from appliance.acf.match import glob_match
 from appliance.acf.pattern import MAX_NAME, Pattern
 from appliance.errors import AccessFileError
+from tests.helpers.turns import lines_run
 
 SITE = r"""
 EVALUATION ORDER ALLOW, DENY
@@ -159,9 +159,9 @@ def test_an_error_has_its_place_and_its_reason(line, column, why):
 )  # fmt: skip
 def test_no_expression_takes_long_on_a_name_made_to_hurt_it(pattern):
     pvlist = PVList(f"{pattern} ALIAS X")
-    start = time.process_time()
-    assert pvlist.lookup("a" * MAX_NAME, "1.2.3.4") is None
-    assert time.process_time() - start < 2
+    with lines_run() as work:
+        assert pvlist.lookup("a" * MAX_NAME, "1.2.3.4") is None
+    assert work.lines < 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -173,10 +173,10 @@ def test_usual_expressions_take_the_quick_way(pattern):
 
 def test_a_thousand_expressions_are_searched_quickly_and_answers_are_remembered():
     pvlist = PVList("\n".join(f"SYS{i}:.*:.* ALLOW G{i}" for i in range(1000)))
-    start = time.process_time()
-    for i in range(100):
-        assert pvlist.lookup(f"SYS{i}:A:B", "1.2.3.4").asg == f"G{i}"
-    assert time.process_time() - start < 2
+    with lines_run() as work:
+        for i in range(100):
+            assert pvlist.lookup(f"SYS{i}:A:B", "1.2.3.4").asg == f"G{i}"
+    assert work.lines < 1_500_000
     for i in range(20000):
         pvlist._answers[(str(i), "")] = None
     pvlist.lookup("new", "1.2.3.4")

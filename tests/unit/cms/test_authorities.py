@@ -1,5 +1,7 @@
 """What verifies the certificates of a service's authorities, present and former."""
 
+from datetime import timedelta
+
 import pytest
 
 from appliance.certs.profiles import CertificateAuthority
@@ -78,4 +80,21 @@ def test_an_end_is_taken_back_only_by_a_node_that_holds_the_authority_that_took_
         check_not_over(held(OLD), known, NOW + DAY)
     start(held(OLD), held(NEW, NOW + DAY))
     assert ends() == (None, end), "the site goes back"
+    store.close()
+
+
+@pytest.mark.parametrize("later_s", [0, -100], ids=["within a second", "after a clock was set back"])
+def test_the_authority_that_takes_over_is_the_later_one(tmp_path, engine, later_s):
+    store = Store(engine.db(tmp_path), NEW.issuer_id)
+    store.open()
+    for at, own in (
+        (NOW, (held(OLD),)),
+        (NOW + timedelta(seconds=later_s), (held(NEW), held(OLD, NOW + DAY))),
+    ):
+        known = store.run(
+            lambda transaction, own=own, at=at: introduce(transaction, own, at, present=own[0].issuer_id)
+        )
+    by = authorities.successor_of(known[OLD.issuer_id], known, {OLD.issuer_id})
+    assert by is not None, "a node that was not switched follows it"
+    assert by.issuer_id == NEW.issuer_id
     store.close()

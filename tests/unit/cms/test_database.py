@@ -143,3 +143,29 @@ async def test_what_follows_a_former_primary_moves_when_another_one_has_taken_ov
         finally:
             feed.close()
             store.close()
+
+
+def test_what_was_committed_is_on_the_disk_though_the_server_would_write_it_later():
+    with Server("synchronous_commit=off", "wal_writer_delay=10s", fast=False) as server:
+        name = server.new()
+        store = Store(server.url(name), "01234567")
+        store.open()
+        try:
+            server.sql("CHECKPOINT")
+            store.run(lambda transaction: transaction.audit(1, "test", None, {}))
+            server.kill()
+            server.start()
+        finally:
+            store.close()
+        assert server.sql("SELECT action FROM audit", name) == [("test",)]
+
+
+def test_a_server_that_promises_more_is_left_as_it_is():
+    with Server("synchronous_commit=remote_apply", fast=False) as server:
+        store = Store(server.url(server.new()), "01234567")
+        store.open()
+        try:
+            shown = store.run(lambda t: t.connection.exec_driver_sql("SHOW synchronous_commit").scalar())
+        finally:
+            store.close()
+    assert shown == "remote_apply"

@@ -268,6 +268,8 @@ def test_rows_that_come_and_go_meanwhile_make_no_other_row_appear_twice_or_never
             ("created", True, 1, 1),
             ("created", 0, "x", 1),
             ("name", 0, 1, 1),
+            ("name", 0, "a\0b", 1),
+            ("name", 0, "a\ud800", 1),
             ("serial", 0, 1, 1),
             (["created"], 0, 1, 1),
         )

@@ -243,6 +243,19 @@ async def test_a_requester_that_gave_up_as_its_answer_came_gets_a_certificate_wi
         await nodes.create("a", first._replace(serial=4, proof_made=made + 121))
 
 
+@pytest.mark.parametrize("behind_s", [1, 40])
+async def test_a_requester_that_gave_up_may_ask_a_node_whose_clock_is_behind(nodes, behind_s):
+    made = int(NOW.timestamp()) - 5
+    first = asked(1, **ONCE, proof_made=made)
+    await nodes.create("a", first)
+    nodes.lives["a"].delivered(1)
+    await nodes.lives["a"].settle()
+    assert await nodes.states() == {1: CertState.VALID}
+    nodes.clock.advance(seconds=-behind_s)
+    assert (await nodes.create("b", first._replace(serial=2, proof_made=made + 3))).serial == 2
+    assert (await nodes.states())[1] is CertState.REVOKED
+
+
 async def test_a_node_that_lives_has_ten_seconds_to_answer(nodes):
     await nodes.create("a", asked(1))
     with pytest.raises(RequestRefused, match="another node is answering the same request; retry in 2 s"):

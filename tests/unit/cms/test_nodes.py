@@ -11,9 +11,10 @@ import pytest
 from appliance.cms import nodes as module
 from appliance.cms import schema
 from appliance.cms.dialect import Login
-from appliance.cms.nodes import Nodes, members
+from appliance.cms.nodes import Member, Nodes, members
 from appliance.cms.store import Store
 from appliance.errors import ConfigurationError
+from appliance.version import __version__
 from tests.helpers.postgres import raw
 
 
@@ -76,12 +77,30 @@ def test_nodes_see_each_other_and_one_that_is_stopped_is_gone(site):
     site.until(lambda: a.alive == b.alive == ["a", "b"] and a.members[1].node_id == "89abcdef")
     found = a.members[1]
     assert (found.address, found.seq, found.schema) == ("hostb:5076", 7, "0004")
+    assert ".".join(map(str, found.version)) == found.release == __version__
     assert found.started_at <= found.seen_at
     assert (a.rank, b.rank) == (0, 1)
     assert {member.number for member in a.members} == {1, 2}
     site.end(a)
     site.until(lambda: b.alive == ["b"] and len(b.members) == 1)
     assert b.rank == 0
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("9.0.1", (9, 0, 1)),
+        ("9.0.1rc2", (9, 0, 1)),
+        ("9.1rc2", (9, 1, 0)),
+        ("9.x.1", (9, 0, 1)),
+        ("9", (9, 0, 0)),
+        ("", (0, 0, 0)),
+        ("1.2.3.4", (1, 2, 3)),
+        ("99999999999.1", (0, 1, 0)),
+    ],
+)
+def test_the_numbers_of_a_release_stay_at_their_places(release, version):
+    assert Member._make((*[None] * 3, release, *[None] * (len(Member._fields) - 4))).version == version
 
 
 def test_a_node_that_lost_its_session_is_dead_at_once_and_comes_back_by_itself(site, monkeypatch):

@@ -24,6 +24,7 @@ from appliance.config.keychain_path import split_password
 from appliance.config.secret import Secret
 from appliance.errors import ConfigurationError, KeychainError
 from tests.helpers.pki import site
+from tests.helpers.sandbox import run_without_chown
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o777])
@@ -114,6 +115,41 @@ def test_a_replaced_file_keeps_owner_group_and_mode(tmp_path, mode):
     found = path.stat()
     assert path.read_bytes() == b"new"
     assert (found.st_gid, stat.S_IMODE(found.st_mode)) == (12 if root else os.getegid(), mode)
+
+
+_REPLACE = """
+import os, sys
+from appliance.config.files import replace_private
+try:
+    os.chown(sys.argv[1], -1, os.getegid())
+except PermissionError:
+    print(*replace_private(sys.argv[1], b"new"), sep="\\n")
+"""
+
+
+def test_a_sandbox_without_chown_says_nothing_of_a_group_that_is_kept(tmp_path):
+    """systemd's @privileged has chown, so each renewal in a unit told that the group had lost its access."""
+    path = tmp_path / "k.p12"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    assert run_without_chown(_REPLACE, path).strip() == ""
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", 0o640)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o600])
+def test_a_group_that_is_not_kept_is_told_with_what_to_do_if_it_had_access(tmp_path, mode):
+    path = tmp_path / "a b.p12"
+    path.write_bytes(b"old")
+    root = os.geteuid() == 0
+    os.chown(path, -1, 12 if root else -1)
+    path.chmod(mode)
+    said = run_without_chown(_REPLACE, path).strip()
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", 0o600 if root else mode)
+    if mode == 0o600 or not root:
+        assert said == ""
+    else:
+        assert "cannot be given back to its group 12" in said
+        assert said.endswith(f"as root: chgrp 12 '{path}' && chmod 0640 '{path}'")
 
 
 def test_a_replaced_file_is_closed_to_every_user(tmp_path):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 from typing import Annotated
 
 import msgspec
@@ -168,10 +167,8 @@ def test_size_is_bounded(tmp_path):
 
 def test_a_bomb_of_aliases_is_refused_at_once():
     bomb = "a0: &a0 x\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(30))
-    start = time.process_time()
     with pytest.raises(ConfigurationError, match="anchors"):
-        read_tree(bomb, "f")
-    assert time.process_time() - start < 1
+        read_tree(bomb, "f")  # without the refusal this ends never
 
 
 @pytest.mark.parametrize("make", [

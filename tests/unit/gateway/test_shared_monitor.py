@@ -221,6 +221,26 @@ def test_a_move_to_tls_keeps_the_clients() -> None:
     assert bench.upstream.renewals == 0
 
 
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("more", [False, True])
+def test_a_move_does_not_tell_again_what_the_clients_know(pieces: bool, more: bool) -> None:
+    bench = Bench().begin()
+    bench.say(bench.body(0.0, LEAVES))
+    bench.say(bench.body(1.0, LEAVES))
+    if pieces:
+        bench.say(bench.body(2.0, VALUE), bench.body(1.0, VALUE))
+    before = len(got(bench.clients[0]))
+    bench.monitor.disconnected("speaks TLS now", moving=True)
+    bench.monitor.start()
+    bench.upstream.run()
+    bench.say(bench.body(1.0, LEAVES), *([bench.body(3.0, LEAVES)] if more else []))
+    bench.say(bench.body(3.0, VALUE))
+    told = [value for value, _, _ in got(bench.clients[0])]
+    assert told == ([3.0, 3.0] if more else [3.0]), before
+    bench.say(bench.body(3.0, LEAVES))
+    assert [value for value, _, _ in got(bench.clients[0])] == [3.0], "the server says it, so clients hear it"
+
+
 def test_another_type_after_a_move_closes_the_channels() -> None:
     bench = Bench().begin()
     bench.monitor.disconnected("speaks TLS now", moving=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from appliance.pva.credentials import Credentials
@@ -57,6 +55,4 @@ def test_a_name_that_is_none_is_asked_for_again() -> None:
 
 def test_a_long_name_costs_no_more_than_its_length() -> None:
     source = WildcardSource("*a" * 40, lambda *_: Handler())
-    began = time.process_time()
-    assert not source.claims("a" * 39 + "b" * 60_000, "10.0.0.1")
-    assert time.process_time() - began < 0.5
+    assert not source.claims("a" * 39 + "b" * 60_000, "10.0.0.1")  # with backtracking this ends never

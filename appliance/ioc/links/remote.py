@@ -1,0 +1,234 @@
+"""PVs of other servers for links: subscriptions and puts of the IOC's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Final
+
+from appliance.client.channel import Waiter
+from appliance.client.context import Context
+from appliance.client.inputs import PAUSE_POLL_S
+from appliance.client.monitor import Connected, Disconnected, Monitor
+from appliance.client.requests import PutRequest
+from appliance.errors import ApplianceError, ChannelClosedError
+from appliance.ioc.links.batch import Batch
+from appliance.ioc.links.channel import LinkChannel
+from appliance.pvdata.value import Value
+
+__all__ = ["RemoteClient", "RemoteSource"]
+
+_log: Final = logging.getLogger(__name__)
+_RETRY_S: Final = 5.0
+"""Seconds until a subscription or a client that has failed is tried again."""
+_PAUSED: Final = "the connection waits for the status of a certificate"
+
+
+class _PutWaiter(Waiter):
+    """Receives the end of a put."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: Callable[[Exception | None], None]) -> None:
+        self.done = done
+
+    def result(self, _value: Any) -> None:
+        """Take the good end."""
+        self.done(None)
+
+    def error(self, error: Exception) -> None:
+        """Take the bad end."""
+        self.done(error)
+
+
+class RemoteSource:
+    """One PV of another server.
+
+    Args:
+        channel: Its links.
+        context: The client.
+    """
+
+    def __init__(self, channel: LinkChannel, context: Context) -> None:
+        self._channel = channel
+        self._context = context
+        self._monitor: Monitor[Any] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
+        self._putting: PutRequest | None = None
+        self._last: Value | None = None
+        self._is_held = False
+        self._has_room = asyncio.Event()
+
+    def start(self) -> None:
+        """Subscribe."""
+        self._again = None
+        key = self._channel.key
+        options = f"record[queueSize={key.queue_size},pipeline={'true' if key.pipeline else 'false'}]"
+        if key.pipeline:
+            # The server sends more when an update was taken, so updates are taken only while there is room.
+            self._monitor = self._context.monitor(key.name, options, notify=True)
+            self._reading = asyncio.get_running_loop().create_task(self._read(self._monitor))
+        else:
+            self._monitor = self._context.monitor(key.name, options, notify=True, on_update=self._take)
+
+    async def _read(self, monitor: Monitor[Any]) -> None:
+        try:
+            async for item in monitor:
+                self._take(item)
+                while self._channel.is_full:
+                    self._has_room.clear()
+                    if self._channel.is_full:
+                        await self._has_room.wait()
+            self._take(ChannelClosedError("the server ended the subscription"))
+        except ApplianceError as error:
+            self._take(error)
+
+    def room(self) -> None:
+        """Go on: an update was taken out of the queue."""
+        self._has_room.set()
+
+    def _take(self, item: Any) -> None:
+        if isinstance(item, Value):
+            self._last = item
+            if not self._is_held:
+                self._channel.deliver(item.type, item.store)  # type: ignore[arg-type]  # a PV is a structure
+        elif isinstance(item, Disconnected):
+            self._last = None
+            self._channel.lost(item.why)
+        elif isinstance(item, Exception):
+            self._last = None
+            self._channel.lost(str(item))
+            if self._monitor is not None:
+                _log.warning("PVA links to %s: %s", self._channel.key.name, item)
+                self._again = asyncio.get_running_loop().call_later(_RETRY_S, self.start)
+        elif isinstance(item, Connected):
+            self._is_held = False
+
+    def look(self) -> None:
+        """Follow a pause of the connection: no updates come then, so the last value may be wrong."""
+        monitor = self._monitor
+        if monitor is None:
+            return
+        held = monitor.channel.is_paused
+        if held is not self._is_held:
+            self._is_held = held
+            if held:
+                self._channel.lost(_PAUSED)
+            elif self._last is not None:
+                self._take(self._last)
+
+    @property
+    def why(self) -> str:
+        """Why there is no connection; empty if there is one."""
+        monitor = self._monitor
+        if monitor is None or self._last is not None:
+            return ""
+        return monitor.channel.why_waiting()
+
+    # -- puts --------------------------------------------------------------------------------------------------------
+
+    def put(self, batch: Batch) -> None:
+        """Begin a put."""
+        faults: dict[Any, str] = {}
+
+        def build(value: Value) -> Value:
+            faults.update(batch.write(value))
+            return value
+
+        def done(error: Exception | None) -> None:
+            if self._putting is not request:
+                return
+            self._putting = None
+            lost = isinstance(error, ChannelClosedError)
+            self._channel.put_done("" if error is None else str(error), lost=lost, faults=faults)
+
+        channel = self._context.channel(self._channel.key.name)
+        prepared = self._context._prepared(batch.request).value
+        request = PutRequest(channel, _PutWaiter(done), prepared, build, get=batch.needs_present)
+        self._putting = request
+        channel.add(request)
+
+    def abandon(self) -> None:
+        """Stop the put that runs."""
+        request, self._putting = self._putting, None
+        if request is not None:
+            request.cancel()
+
+    def close(self) -> None:
+        """End the subscription."""
+        self.abandon()
+        monitor, self._monitor = self._monitor, None
+        if self._again is not None:
+            self._again.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        if monitor is not None:
+            monitor.close()
+            self._context.give_back(self._channel.key.name)
+
+
+class RemoteClient:
+    """The client of all links, opened when the first link needs it.
+
+    Args:
+        opener: Opens the client.
+    """
+
+    def __init__(self, opener: Callable[[], AbstractAsyncContextManager[Context]]) -> None:
+        self._opener = opener
+        self._stack = AsyncExitStack()
+        self._context: Context | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: dict[LinkChannel, None] = {}
+        self._sources: dict[LinkChannel, RemoteSource] = {}
+
+    def connect(self, channel: LinkChannel) -> None:
+        """Connect a channel, at once or when the client is open."""
+        if self._context is None:
+            channel.lost("the client is not open yet")
+            self._waiting[channel] = None
+            if self._task is None:
+                self._task = asyncio.get_running_loop().create_task(self._run(), name="PVA links")
+            return
+        source = self._sources[channel] = RemoteSource(channel, self._context)
+        channel.source = source
+        source.start()
+
+    def forget(self, channel: LinkChannel) -> None:
+        """Drop a channel, which closes its source itself."""
+        self._waiting.pop(channel, None)
+        self._sources.pop(channel, None)
+
+    def why(self, channel: LinkChannel) -> str:
+        """Return why a channel is not connected."""
+        source = self._sources.get(channel)
+        return (source.why if source is not None else "") or channel.why
+
+    async def _run(self) -> None:
+        """Open the client; then follow the pauses of its connections."""
+        while self._context is None:
+            try:
+                self._context = await self._stack.enter_async_context(self._opener())
+            except ApplianceError as error:
+                _log.error("PVA links: %s", error)
+                for channel in self._waiting:
+                    channel.lost(str(error))
+                await asyncio.sleep(_RETRY_S)
+        waiting, self._waiting = self._waiting, {}
+        for channel in waiting:
+            self.connect(channel)
+        while True:
+            for source in list(self._sources.values()):
+                source.look()
+            await asyncio.sleep(PAUSE_POLL_S)
+
+    async def close(self) -> None:
+        """Close the client."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._stack.aclose()

@@ -1,0 +1,229 @@
+"""Values of PVAccess as EPICS wants them, and values of records as a PV wants them.
+
+Numbers are converted as C does on the usual machines: a fraction is cut off, and what is too large loses its upper bits. A text
+becomes a number if it is one. A number becomes text with as many digits as its type holds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, NamedTuple
+
+from appliance.errors import PVDataError
+from appliance.ioc.dbcore.dbr import ITEM_SIZES, VALUE_STRUCTS
+from appliance.ioc.dbcore.link_support import MAX_STRING_SIZE, NUMPY_CODES, cut, raw, text
+from appliance.ioc.mapping import SCALAR_TYPES
+from appliance.pvdata.coerce import parse_float, parse_int
+from appliance.pvdata.types import (
+    BOOL,
+    AnyType,
+    ArrayType,
+    BoundedString,
+    ScalarType,
+    StructType,
+    TypeDesc,
+    UnionType,
+)
+
+__all__ = ["Choice", "dbf_of", "fit", "from_dbr", "is_enum", "to_dbr"]
+
+_STRING, _CHAR, _LONG, _ULONG, _ENUM = 0, 1, 5, 6, 11
+_FLOATS: Final = frozenset((9, 10))
+_CODES: Final = {kind: code for code, kind in enumerate(SCALAR_TYPES[:_ENUM])}
+_TEXT_ROOM: Final = MAX_STRING_SIZE - 1
+_LARGEST: Final = (1 << 63) - 1
+_SMALLEST: Final = -(1 << 63)
+
+
+class Choice(NamedTuple):
+    """The value of an enumeration."""
+
+    number: int
+    choices: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The chosen text; the number if there is no such choice."""
+        return self.choices[self.number] if 0 <= self.number < len(self.choices) else str(self.number)
+
+
+def is_enum(kind: TypeDesc) -> bool:
+    """Whether a structure is an enumeration (``enum_t``): a number and the texts that it chooses from."""
+    return (
+        isinstance(kind, StructType) and kind.id == "enum_t" and {"index", "choices"} <= kind.members.keys()
+    )
+
+
+def dbf_of(kind: TypeDesc) -> int:
+    """Return the DBF code of a value of a type, or of the elements of an array; LONG for what EPICS does not know."""
+    if is_enum(kind):
+        return _ENUM
+    if isinstance(kind, ArrayType):
+        kind = kind.element
+    if isinstance(kind, BoundedString):
+        return _STRING
+    return _CODES.get(kind, _LONG) if isinstance(kind, ScalarType) else _LONG
+
+
+# -- to EPICS --------------------------------------------------------------------------------------------------------
+
+
+def to_dbr(value: Any, kind: TypeDesc | None, dbr: int, most: int) -> tuple[Any, int]:
+    """Return a value as EPICS wants it.
+
+    Args:
+        value: what a store holds: bool, int, float, str, a numpy array, a tuple of texts; or a Choice.
+        kind: its type, for the number of digits in text; None if it is not known.
+        dbr: the code of the wanted type.
+        most: the most elements that fit, at least 1.
+
+    Returns:
+        Octets, as ``bytes`` or as a numpy array, and the number of elements.
+
+    Raises:
+        PVDataError: a text is no number, or EPICS has nothing for such a value.
+    """
+    if isinstance(value, Choice):
+        value = value.text if dbr == _STRING else value.number
+    if isinstance(value, tuple):
+        items = value[:most]
+        if dbr == _STRING:
+            return b"".join(_cell(item) for item in items), len(items)
+        return b"".join(_number(item, dbr) for item in items), len(items)
+    if hasattr(value, "dtype"):
+        items = value[:most]
+        if dbr == _STRING:
+            return b"".join(_cell(_shown(item, items.dtype.str[1:])) for item in items.tolist()), len(items)
+        return _converted(items, dbr), len(items)
+    if not isinstance(value, (bool, int, float, str)):
+        raise PVDataError(f"a {type(value).__name__} cannot become {NUMPY_CODES[dbr]}")
+    if dbr == _STRING:
+        code = kind.np if isinstance(kind, ScalarType) and kind.fmt else "f8"
+        return _cell(value if isinstance(value, str) else _shown(value, code)), 1
+    return _number(value, dbr), 1
+
+
+def _cell(value: str) -> bytes:
+    """Return a text in the place that EPICS has for one."""
+    return cut(raw(value).partition(b"\0")[0], _TEXT_ROOM).ljust(MAX_STRING_SIZE, b"\0")
+
+
+def _shown(value: Any, code: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return format(value, ".7g" if code.endswith("f4") else ".15g")
+    return str(value)
+
+
+def _number(value: bool | float | str, dbr: int) -> bytes:
+    if isinstance(value, str):
+        value = parse_float(value) if dbr in _FLOATS or not _is_whole(value) else parse_int(value)
+    if dbr in _FLOATS:
+        try:
+            return VALUE_STRUCTS[dbr].pack(value)
+        except OverflowError:
+            # A double that a float cannot hold.
+            return VALUE_STRUCTS[dbr].pack(math.copysign(math.inf, value))
+    whole = _whole(value)
+    size = ITEM_SIZES[dbr]
+    return (whole & ((1 << 8 * size) - 1)).to_bytes(size, "little" if _LITTLE else "big")
+
+
+_LITTLE: Final = VALUE_STRUCTS[_LONG].pack(1)[0] == 1
+
+
+def _is_whole(value: str) -> bool:
+    try:
+        parse_int(value)
+    except PVDataError:
+        return False
+    return True
+
+
+def _whole(value: bool | float) -> int:
+    if not isinstance(value, float):
+        return int(value)
+    if math.isnan(value):
+        return 0
+    return int(max(_SMALLEST, min(value, _LARGEST)))
+
+
+def _converted(array: Any, dbr: int) -> Any:
+    """Convert an array of numbers."""
+    import numpy as np
+
+    wanted = np.dtype(NUMPY_CODES[dbr])
+    if array.dtype == wanted:
+        return np.ascontiguousarray(array)
+    with np.errstate(all="ignore"):
+        if array.dtype.kind == "f" and wanted.kind in "iu":
+            array = np.nan_to_num(array, nan=0.0, posinf=None, neginf=None)
+            wide = np.uint64 if wanted.str[1:] == "u8" and not (array < 0).any() else np.int64
+            bounds = np.iinfo(wide)
+            # The nearest double to the largest number is one too large.
+            largest = np.nextafter(float(bounds.max), 0.0)
+            array = np.clip(array.astype(np.float64), float(bounds.min), largest).astype(wide)
+        return array.astype(wanted)
+
+
+# -- from EPICS ------------------------------------------------------------------------------------------------------
+
+
+def from_dbr(dbr: int, data: bytes, count: int) -> Any:
+    """Return what a record writes: one number or text, or a numpy array or a tuple of texts if it is not one."""
+    if dbr == _STRING:
+        size = MAX_STRING_SIZE
+        texts = tuple(text(data[at : at + size].partition(b"\0")[0]) for at in range(0, count * size, size))
+        return texts[0] if count == 1 else texts
+    if count == 1:
+        return VALUE_STRUCTS[dbr].unpack(data)[0]
+    import numpy as np
+
+    return np.frombuffer(data, NUMPY_CODES[dbr])
+
+
+def fit(kind: TypeDesc, value: Any) -> Any:
+    """Return what a record writes as a field of another type wants it.
+
+    Raises:
+        PVDataError: it does not fit.
+    """
+    is_many = isinstance(value, tuple) or hasattr(value, "dtype")
+    if isinstance(kind, ArrayType) and isinstance(kind.element, ScalarType):
+        return _fit_array(kind.element, value if is_many else (value,))
+    if is_many:
+        if not len(value):
+            raise PVDataError("an array without elements has no value for a field that is no array")
+        value = value[0].item() if hasattr(value, "dtype") else value[0]
+    if isinstance(kind, (BoundedString, ScalarType)):
+        return _fit_scalar(kind, value)
+    if isinstance(kind, (AnyType, UnionType)) or is_enum(kind):
+        return value
+    raise PVDataError("the PV has a structure here, and no value")
+
+
+def _fit_scalar(kind: TypeDesc, value: Any) -> Any:
+    if isinstance(kind, BoundedString) or (isinstance(kind, ScalarType) and kind.kind == "string"):
+        return value if isinstance(value, str) else _shown(value, "f8")
+    assert isinstance(kind, ScalarType)
+    if kind == BOOL:
+        return value if isinstance(value, str) else bool(value)
+    data = _number(value, _CODES[kind])
+    return VALUE_STRUCTS[_CODES[kind]].unpack(data)[0]
+
+
+def _fit_array(element: ScalarType, values: Any) -> Any:
+    if element.kind == "string":
+        items = values.tolist() if hasattr(values, "dtype") else values
+        code = values.dtype.str[1:] if hasattr(values, "dtype") else "f8"
+        return tuple(item if isinstance(item, str) else _shown(item, code) for item in items)
+    if element == BOOL:
+        import numpy as np
+
+        return np.array([bool(_fit_scalar(SCALAR_TYPES[10], item)) for item in values], "?")
+    if hasattr(values, "dtype"):
+        return _converted(values, _CODES[element])
+    import numpy as np
+
+    return np.array([_fit_scalar(element, item) for item in values], element.np)

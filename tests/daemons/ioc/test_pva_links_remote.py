@@ -1,0 +1,368 @@
+"""PVA links to other servers: loss and return, other types, completion, TLS, many links, death of a server under load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.certmon.endpoints import open_client, open_server
+from appliance.certs.status import CertState
+from appliance.config.pva import resolve_client
+from appliance.ioc.links.channel import ChannelKey, LinkChannel
+from appliance.ioc.links.remote import RemoteClient
+from appliance.pvdata import Value
+from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
+from appliance.pvdata.types import FLOAT64, INT32, STRING, ArrayType, StructType, UnionType
+from appliance.server import Server, SharedPV
+from tests.helpers.ioc_process import running_ioc
+from tests.helpers.ioc_records import Records
+from tests.helpers.live import keychain_file, server_config, until
+from tests.helpers.pki import site
+from tests.helpers.ports import free_port
+from tests.helpers.status_service import StatusService
+
+INVALID = 3
+
+
+@asynccontextmanager
+async def linked(file: Path, text: str, udp: int, **variables: str | None) -> AsyncIterator[Records]:
+    """An IOC whose links are searched for at ``udp``."""
+    file.write_text(text)
+    found = {"EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}", **variables}
+    async with running_ioc("-d", file, **found) as ioc, ioc.client() as client:
+        yield Records(ioc, client)
+
+
+@asynccontextmanager
+async def serving(
+    pvs: Mapping[str, SharedPV], udp: int, keychain: Path | str = "", **options: str
+) -> AsyncIterator[Server]:
+    """The other server."""
+
+    def prepare(server: Server) -> None:
+        for name, pv in pvs.items():
+            server.add_pv(name, pv)
+
+    config = server_config(keychain, **options)._replace(broadcast_port=udp)
+    async with open_server(config, prepare=prepare) as server:
+        yield server
+
+
+def number(value: float, severity: int = 0) -> Value:
+    return Value(
+        NTScalar(FLOAT64),
+        {"value": value, "alarm.severity": severity, "alarm.message": "told" if severity else ""},
+    )
+
+
+async def test_a_lost_pv_is_a_link_alarm_until_it_is_back(tmp_path: Path) -> None:
+    udp = free_port()
+    text = """
+    record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP", sevr:"MS"}}) }
+    record(ao, "out") { field(OUT, {pva:"far"}) }
+    record(ao, "patient") { field(OUT, {pva:{pv:"far", retry:true}}) }
+    """
+    async with linked(tmp_path / "a.db", text, udp) as records:
+        await records.put("out", 1.0)
+        assert await records.get("out.SEVR") == INVALID
+        pv = SharedPV.mailbox(number(5.0))
+        async with serving({"far": pv}, udp):
+            await records.becomes("in", 5.0)
+            assert await records.get("in.SEVR") == 0
+            pv.post(number(6.0, severity=2))
+            await records.becomes("in.SEVR", 2)
+            assert (await records.client.get("in"))["alarm.message"] == "told"
+            await records.put("out", 7.0)
+            assert await records.get("out.SEVR") == 0
+            await records.becomes("in", 7.0)
+        await records.becomes("in.SEVR", INVALID)
+        alarm = (await records.client.get("in"))["alarm"]
+        assert alarm["message"] == "INP Disconn"
+        assert await records.get("in") == 7.0
+        await records.put("out", 8.0)
+        assert await records.get("out.SEVR") == INVALID
+        await records.put("patient", 9.0)
+        assert await records.get("patient.SEVR") == 0
+        await records.shows("dbpvar", "out", 1, "", "far conn=F 1 disconnects, 1 type changes, .*: ")
+        again = SharedPV.mailbox(number(0.0))
+        async with serving({"far": again}, udp):
+            await records.becomes("in", 9.0)
+            assert await records.get("in.SEVR") == 0
+            await records.put("out", 10.0)
+            await records.becomes("in", 10.0)
+
+
+async def test_a_server_may_come_back_with_another_type(tmp_path: Path) -> None:
+    udp = free_port()
+    text = """
+    record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }
+    record(stringin, "text") { field(INP, {pva:{pv:"far", proc:"CP"}}) }
+    record(waveform, "wave") { field(FTVL, "DOUBLE") field(NELM, "4") field(INP, {pva:{pv:"far", proc:"CP"}}) }
+    record(longout, "out") { field(OUT, {pva:"far"}) }
+    """
+    union = StructType(
+        [("value", UnionType([("doubleValue", ArrayType(FLOAT64))]))], "epics:nt/NTNDArray:1.0"
+    )
+    image = Value(union)
+    image["value->doubleValue"] = [4.0, 5.0]
+    enum = {"value": {"index": 0, "choices": ["zero", "one"]}}
+    kinds: list[tuple[Value, float, str, list[float]]] = [
+        (number(1.5), 1.5, "1.5", [1.5]),
+        (Value(NTScalar(STRING), {"value": "2.5"}), 2.5, "2.5", [2.5]),
+        (Value(NTScalarArray(INT32), {"value": np.array([3, 4], "i4")}), 3.0, "3", [3.0, 4.0]),
+        (Value(NTEnum(), enum), 0.0, "zero", [0.0]),
+        (image, 4.0, "4", [4.0, 5.0]),
+    ]
+    async with linked(tmp_path / "a.db", text, udp) as records:
+        for value, first, shown, all_of_them in kinds:
+            pv = SharedPV.mailbox(value)
+            async with serving({"far": pv}, udp):
+                await records.becomes("text", shown)
+                await records.becomes("in", first)
+                await records.becomes("wave", lambda found, wanted=all_of_them: list(found) == wanted)
+                assert await records.get("in.SEVR") == 0
+                if value is not image:
+                    await records.put("out", 1)
+                    await records.becomes("text", "one" if value.type.id.endswith("NTEnum:1.0") else "1")
+            await records.becomes("in.SEVR", INVALID)
+        await records.shows("dbpvar", "in", 2, "", "far conn=F 5 disconnects, 5 type changes")
+
+
+TARGETS = """
+record(calcout, "slow") { field(CALC, "A") field(ODLY, "0.2") field(OUT, "done PP") }
+record(calcout, "never") { field(CALC, "A") field(ODLY, "100000") }
+record(longin, "done") {}
+"""
+
+
+async def test_a_record_waits_for_the_end_of_processing_on_another_server(tmp_path: Path) -> None:
+    """With completion the record behind the forward link sees what the processing has done; without it, not."""
+    (tmp_path / "there.db").write_text(TARGETS)
+    text = """
+    record(longout, "waits") { field(DTYP, "Async Soft Channel") field(OUT, {pva:{pv:"slow.A", proc:true}}) field(FLNK, "seen") }
+    record(longin, "seen") { field(INP, {pva:"done"}) }
+    record(longout, "hurries") { field(OUT, {pva:{pv:"slow.A", proc:true}}) }
+    record(longout, "hangs") { field(DTYP, "Async Soft Channel") field(OUT, {pva:{pv:"never.A", proc:true}}) }
+    """
+    async with running_ioc("-S", "-d", tmp_path / "there.db") as there:
+        async with linked(tmp_path / "a.db", text, there.udp) as records:
+            for name in ("waits", "seen", "hurries", "hangs"):
+                await records.connected(name)
+            await records.put("waits", 5)
+            assert await records.get("waits.PACT") == 0
+            assert await records.get("waits.SEVR") == 0
+            async with there.client() as client:
+                assert (await client.get("done"))["value"] == 5
+                await records.put("hurries", 6)
+                await Records(there, client).becomes("done", 6)
+            await records.client.put("hangs", 7)
+            await records.becomes("hangs.PACT", 1)
+            await records.shows("dbpvar", "hangs", 2, "", r"never.A conn=T .* Put")
+            there.process.kill()
+            await records.becomes("hangs.AMSG", "never.A Disconn")
+            assert await records.get("hangs.PACT") == 0
+            assert await records.get("hangs.SEVR") == INVALID
+
+
+async def test_a_pipelined_link_gets_the_last_value_of_many(tmp_path: Path) -> None:
+    udp = free_port()
+    text = """
+    record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP", pipeline:true, Q:3}}) field(FLNK, "count") }
+    record(calc, "count") { field(CALC, "VAL+1") }
+    """
+    pv = SharedPV.mailbox(number(0.0))
+    async with serving({"far": pv}, udp), linked(tmp_path / "a.db", text, udp) as records:
+        await records.becomes("count", 1)
+        for burst in range(5):
+            for each in range(100):
+                pv.post(number(burst * 100.0 + each))
+            await records.becomes("in", burst * 100.0 + 99)
+        assert await records.get("count") >= 6
+
+
+async def test_a_thousand_links(tmp_path: Path) -> None:
+    count = 1000
+    (tmp_path / "there.db").write_text(
+        "\n".join(f'record(longin, "src:{each}") {{ field(VAL, "{each}") }}' for each in range(count))
+    )
+    text = "\n".join(
+        f'record(longin, "in:{each}") {{ field(INP, {{pva:{{pv:"src:{each}", proc:"CP"}}}}) field(FLNK, "sum") }}'
+        for each in range(count)
+    )
+    text += '\nrecord(calc, "sum") { field(CALC, "VAL+1") }\nrecord(longout, "out") { field(OUT, {pva:"src:7"}) }\n'
+    async with running_ioc("-S", "-d", tmp_path / "there.db") as there:
+        async with linked(tmp_path / "a.db", text, there.udp) as records:
+            await records.becomes("sum", lambda found: found >= count)
+            await records.shows(
+                "dbpvar", "", 0, "", f"  {count}/{count} channels connected used by {count + 1} links"
+            )
+            values = await records.client.get([f"in:{each}" for each in range(count)], timeout=30)
+            assert [value["value"] for value in values] == list(range(count))
+            await records.put("out", 4711)
+            await records.becomes("in:7", 4711)
+
+
+async def test_the_death_of_a_server_under_load_leaves_alarms_and_its_return_takes_them_away(
+    tmp_path: Path,
+) -> None:
+    count = 100
+    (tmp_path / "there.db").write_text(
+        "\n".join(
+            f'record(calc, "src:{each}") {{ field(CALC, "VAL+1") field(SCAN, ".1 second") }}\nrecord(longin, "tgt:{each}") {{}}'
+            for each in range(count)
+        )
+    )
+    text = "\n".join(
+        f'record(calcout, "in:{each}") {{ field(INPA, {{pva:{{pv:"src:{each}", proc:"CP", sevr:"MSI"}}}}) field(CALC, "A") '
+        f'field(OUT, {{pva:"tgt:{each}"}}) }}'
+        for each in range(count)
+    )
+
+    def all_in(records: Records, severity: int) -> Any:
+        async def check() -> bool:
+            values = await records.client.get([f"in:{each}" for each in range(count)], timeout=30)
+            return all(value["alarm.severity"] == severity for value in values)
+
+        return check
+
+    async def waits(check: Any) -> None:
+        async with asyncio.timeout(60):
+            while not await check():
+                await asyncio.sleep(0.05)
+
+    async with AsyncExitStack() as stack:
+        there = await stack.enter_async_context(running_ioc("-S", "-d", tmp_path / "there.db"))
+        records = await stack.enter_async_context(linked(tmp_path / "a.db", text, there.udp))
+        again = {"EPICS_PVAS_BROADCAST_PORT": str(there.udp), "EPICS_PVAS_SERVER_PORT": str(there.tcp)}
+        for _ in range(2):
+            await waits(all_in(records, 0))
+            await records.becomes("in:0", lambda found: found > 3)
+            there.process.kill()
+            await there.ended()
+            await waits(all_in(records, INVALID))
+            there = await stack.enter_async_context(running_ioc("-S", "-d", tmp_path / "there.db", **again))
+        await waits(all_in(records, 0))
+        async with there.client(addr_list=f"127.0.0.1:{again['EPICS_PVAS_BROADCAST_PORT']}") as client:
+            await Records(there, client).becomes("tgt:99", lambda found: found > 3)
+        assert "Traceback" not in records.ioc.log
+
+
+@pytest.mark.parametrize("whose", ["client", "ioc"])
+async def test_both_ends_of_a_link_prove_themselves_over_tls(tmp_path: Path, whose: str) -> None:
+    udp = free_port()
+    server_file = keychain_file(tmp_path, "other", site().server)
+    ioc_file = keychain_file(tmp_path, "ioc", site().client if whose == "client" else site().ioc)
+    secure: dict[str, str | None] = {"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    if whose == "client":
+        secure["EPICS_PVA_TLS_KEYCHAIN"] = str(ioc_file)
+    else:
+        secure |= {
+            "EPICS_PVA_TLS_KEYCHAIN": None,
+            "EPICS_PVAS_TLS_KEYCHAIN": str(ioc_file),
+            "EPICS_PVAS_TLS_PORT": str(free_port()),
+        }
+    text = """
+    record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }
+    record(ao, "out") { field(OUT, {pva:"far"}) }
+    """
+    pv = SharedPV.mailbox(number(1.0))
+    async with (
+        serving({"far": pv}, udp, server_file) as server,
+        linked(tmp_path / "a.db", text, udp, **secure) as records,
+    ):
+        await records.becomes("in", 1.0)
+        (peer,) = (peer for peer in server.peers.values() if peer.credentials.is_tls)
+        assert (peer.credentials.method, peer.credentials.account) == ("x509", whose)
+        await records.put("out", 2.0)
+        await records.becomes("in", 2.0)
+
+
+async def test_an_ioc_that_requires_tls_links_to_nothing_in_the_clear(tmp_path: Path) -> None:
+    udp = free_port()
+    ioc_file = keychain_file(tmp_path, "ioc", site().ioc)
+    server_file = keychain_file(tmp_path, "other", site().server)
+    (tmp_path / "records.db").write_text(
+        'record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }\nrecord(ai, "own") { field(INP, {pva:{pv:"in", proc:"CP"}}) }\n'
+    )
+    (tmp_path / "ioc.yml").write_text(
+        f"databases: [{{file: records.db}}]\nconsole: {tmp_path / 'console'}\n"
+        f"pva: {{tls_keychain: {ioc_file}, tls_port: 0, tls_options: tls_required}}\n"
+    )
+    variables: dict[str, str | None] = {
+        "EPICS_PVA_ADDR_LIST": f"127.0.0.1:{udp}",
+        "EPICS_PVA_TLS_KEYCHAIN": None,
+        "EPICS_PVAS_TLS_KEYCHAIN": None,
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path),
+    }
+    client_file = keychain_file(tmp_path, "client", site().client)
+    async with running_ioc("--config", tmp_path / "ioc.yml", **variables) as ioc:
+        config = resolve_client(
+            {"addr_list": f"127.0.0.1:{ioc.udp}", "auto_addr_list": False, "tls_keychain": str(client_file)},
+            environ={},
+        )
+        async with open_client(config) as client:
+            records = Records(ioc, client)
+            plain = SharedPV.mailbox(number(1.0))
+            async with serving({"far": plain}, udp) as server:
+                await records.get("in")
+                assert await records.get("in.UDF") == 1
+                assert not server.peers
+            async with serving({"far": SharedPV.mailbox(number(2.0))}, udp, server_file):
+                await records.becomes("in", 2.0)
+                await records.becomes("own", 2.0)
+
+
+class _Owner:
+    """A channel without an IOC."""
+
+    def push(self, work: Any) -> None:
+        raise AssertionError("no record is to be processed")
+
+    def on_loop(self, function: Any) -> None:
+        asyncio.get_running_loop().call_soon(function)
+
+
+async def test_a_link_whose_certificate_is_in_doubt_counts_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPVA 8.4: the connection stays and pauses; a value from before the pause is no longer known to be so."""
+    monkeypatch.setattr("appliance.ioc.links.remote.PAUSE_POLL_S", 0.05)
+    pv = SharedPV.mailbox(number(1.0))
+    keychain = site().ca.keychain("other", "server", status=True)
+    file = keychain_file(tmp_path, "other", keychain)
+    client_file = keychain_file(tmp_path, "ioc", site().client)
+    async with StatusService(site().ca, valid=timedelta(seconds=2)) as cms:
+        cms.set(keychain, CertState.VALID)
+        async with serving({"far": pv}, free_port(), file, tls_options="no_revocation_check") as server:
+            environ = {
+                "EPICS_PVA_ADDR_LIST": f"127.0.0.1:{server.udp_port} 127.0.0.1:{cms.udp_port}",
+                "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+                "EPICS_PVA_TLS_KEYCHAIN": str(client_file),
+                "EPICS_PVA_NO_STATUS_CACHE": "YES",
+            }
+            client = RemoteClient(lambda: open_client(resolve_client(environ=environ)))
+            channel = LinkChannel(ChannelKey("far", 4, False, False), _Owner())
+            client.connect(channel)
+            try:
+                await until(lambda: channel.connected)
+                (peer,) = server.peers
+                await cms.stop()
+                await until(lambda: not channel.connected)
+                assert "status of a certificate" in channel.why
+                assert list(server.peers) == [peer], "the connection stays"
+                pv.post(number(2.0))
+                cms.valid = timedelta(minutes=30)
+                cms.set(keychain, CertState.VALID)
+                await cms.start()
+                await until(lambda: channel.connected)
+                await until(lambda: channel.latest is not None and channel.latest.store[1] == 2.0)
+            finally:
+                await client.close()
