@@ -1,7 +1,7 @@
 """Monitors of short texts, made from the record's memory like those of numbers.
 
 A text of a record has 40 octets, and on the wire as many as it is long. So each client has a function for each of the last
-few lengths. A text that is not ASCII takes the long way, which checks it.
+few lengths. The octets themselves are sent as they are: what is not UTF-8 stays as it is in the general way, too.
 """
 
 from __future__ import annotations
@@ -47,11 +47,7 @@ class TextFeed(NumberFeed):
             return None
 
         def send(raw: bytes, seconds: int, nanoseconds: int, tag: int) -> bool:
-            text = raw[
-                : raw.find(0)
-            ]  # EPICS ends each text with a nul; if one has none, its last octet is not shown
-            if not text.isascii():
-                return False
+            text = raw.partition(b"\0")[0]
             length = len(text)
             put = known.get(length)
             if put is None:
