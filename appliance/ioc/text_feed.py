@@ -24,6 +24,7 @@ class TextFeed(NumberFeed):
     """The feed of a record's value that is a text of up to 39 octets; all its clients share it."""
 
     __slots__ = ("_told",)
+    IS_TEXT = True
 
     def _code_of(self, kind: ScalarType) -> str:
         return "qii"
@@ -41,7 +42,7 @@ class TextFeed(NumberFeed):
         return self.mapping.set_properties(store, 0, self._told)
 
     def _sender(self, subscription: Subscription, overrun: int = 0) -> Callable[..., bool] | None:
-        bits, code = self._bits, self._code
+        bits, code = self.bits, self._code
         known: dict[int, Callable[..., bool]] = {}
         if subscription.sender(bits, f"B39s{code}", overrun) is None:
             return None

@@ -12,7 +12,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
@@ -45,17 +45,21 @@ class NumberView:
 
     """
 
-    __slots__ = ("channel", "properties", "read")
+    __slots__ = ("address", "channel", "common", "places", "properties", "read")
 
     def __init__(self, channel: DBChannel) -> None:
         layout = _layout_of(channel)
         if layout is None:
             raise OperationError(f"{channel.name} cannot be viewed: it is no plain number and no short text")
-        common, properties, size = layout
-        memory = memoryview((ctypes.c_char * size).from_address(channel.record_address)).cast("B")
+        memory = memoryview((ctypes.c_char * layout.size).from_address(channel.record_address)).cast("B")
         self.channel = channel
-        self.read: Callable[[], RawNumber] = partial(common.unpack_from, memory)
-        self.properties: Callable[[], tuple[bytes, ...]] = partial(properties.unpack_from, memory)
+        self.address = channel.record_address
+        self.places = layout.places
+        """Where everything lies in the record, and its type as the module ``struct`` names it: alarm, time, tag, value, properties."""
+        self.common = layout.first
+        """How many places are before the properties."""
+        self.read: Callable[[], RawNumber] = partial(layout.common.unpack_from, memory)
+        self.properties: Callable[[], tuple[bytes, ...]] = partial(layout.properties.unpack_from, memory)
 
     def look(self) -> tuple[RawNumber, tuple[bytes, ...]]:
         """Read both under the record's lock."""
@@ -100,14 +104,24 @@ def reading_of(raw: RawNumber) -> Reading:
 _TWO: Final = struct.Struct("=HH")
 
 
-def _layout_of(channel: DBChannel) -> tuple[struct.Struct, struct.Struct, int] | None:
+class _Layout(NamedTuple):
+    common: struct.Struct
+    properties: struct.Struct
+    size: int
+    """Octets of the record up to the last one that is read."""
+    places: tuple[tuple[int, str], ...]
+    first: int
+    """How many of them are no properties."""
+
+
+def _layout_of(channel: DBChannel) -> _Layout | None:
     if not channel.is_value_field or not channel.is_plain:
         return None
     return _layout(channel.record_type, channel.field, channel.final_type)
 
 
 @cache
-def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, struct.Struct, int] | None:
+def _layout(record_type: str, field: str, kind: int) -> _Layout | None:
     """Make the structs that pick the octets of one record type, or None if it has another layout."""
     alarm = common_place("STAT")
     if (common_place("SEVR"), common_place("AMSG")) != (alarm + _SEVERITY_AT, alarm + _MESSAGE_AT):
@@ -119,24 +133,24 @@ def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, str
         return None
     if kind == _c.DBF_STRING:
         code = f"{_c.MAX_STRING_SIZE - 1}s"  # EPICS never shows the last octet, which is for the nul
-    common = _picker(
-        [
-            (alarm, f"{_ALARM_SIZE}s"),
-            (common_place("TIME"), "II"),
-            (common_place("UTAG"), "Q"),
-            (value.offset, code),
-        ]
-    )
+    first = [
+        (alarm, f"{_ALARM_SIZE}s"),
+        (common_place("TIME"), "II"),
+        (common_place("UTAG"), "Q"),
+        (value.offset, code),
+    ]
+    common = _picker(first)
     ranges: list[tuple[int, int]] = []
     for place in sorted(each for each in fields.values() if each.is_property):
         if ranges and place.offset - ranges[-1][1] <= _NEAR:
             ranges[-1] = (ranges[-1][0], place.offset + place.size)
         else:
             ranges.append((place.offset, place.offset + place.size))
-    properties = _picker([(start, f"{end - start}s") for start, end in ranges])
+    others = [(start, f"{end - start}s") for start, end in ranges]
+    properties = _picker(others)
     if common is None or properties is None:
         return None
-    return common, properties, max(common.size, properties.size)
+    return _Layout(common, properties, max(common.size, properties.size), tuple(first + others), len(first))
 
 
 def _picker(places: list[tuple[int, str]]) -> struct.Struct | None:

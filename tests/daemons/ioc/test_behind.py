@@ -26,6 +26,18 @@ class Counts:
         self.read = self.made = 0
         for kind in (feed.Feed, number_feed.NumberFeed):
             self._count(kind)
+        self._count_rows()
+
+    def _count_rows(self) -> None:
+        from appliance.ioc.dbcore.number_rows import NumberRows
+
+        read = NumberRows.read
+
+        def counted_read(table: Any, rows: Any) -> Any:
+            self.read += len(rows)
+            return read(table, rows)
+
+        NumberRows.read = counted_read  # type: ignore[method-assign]
 
     def _count(self, kind: Any) -> None:
         read, update = kind.__dict__["_read_and_post"].__func__, kind.update
@@ -46,7 +58,21 @@ class Counts:
 def test_events_of_a_client_that_does_not_read_are_not_even_read_and_the_last_values_arrive(
     tmp_path: Path,
 ) -> None:
+    check_a_client_that_does_not_read(many=1000)
+
+
+@isolated
+def test_many_events_of_a_client_that_does_not_read_are_not_read_either(tmp_path: Path) -> None:
+    check_a_client_that_does_not_read(many=1)
+
+
+def check_a_client_that_does_not_read(many: int) -> None:
+    """``many`` are so many changes that they are handled at once."""
+
     async def test() -> None:
+        from appliance.ioc import number_feed
+
+        number_feed._MANY = many  # type: ignore[misc]
         from appliance.ioc.behind import Watched
 
         names = [f"r{number}" for number in range(COUNT)]
@@ -81,7 +107,21 @@ def test_events_of_a_client_that_does_not_read_are_not_even_read_and_the_last_va
 
 @isolated
 def test_a_slow_client_of_a_record_does_not_hold_up_another_and_misses_no_alarm(tmp_path: Path) -> None:
+    check_a_slow_client_beside_another(many=1000)
+
+
+@isolated
+def test_a_slow_client_of_many_records_does_not_hold_up_another_and_misses_no_alarm(tmp_path: Path) -> None:
+    check_a_slow_client_beside_another(many=1)
+
+
+def check_a_slow_client_beside_another(many: int) -> None:
+    """``many`` are so many changes that they are handled at once."""
+
     async def test() -> None:
+        from appliance.ioc import number_feed
+
+        number_feed._MANY = many  # type: ignore[misc]
         names = ["alarmed", "text", *(f"r{number}" for number in range(COUNT))]
         async with served(RECORDS, [*NUMBERS, "alarmed", "text"]) as ioc:
             slow = await asyncio.to_thread(Client, ioc.port)

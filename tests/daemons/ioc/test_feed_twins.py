@@ -23,7 +23,17 @@ NAMES = ["ao", "longout", "int64out", "bo", "mbbo", "stringout", "stringin"]
 
 
 @isolated
-def test_the_fast_way_and_the_general_way_send_the_same_octets(tmp_path: Path) -> None:
+def test_one_by_one_the_octets_are_those_of_the_general_way(tmp_path: Path) -> None:
+    compare(many=1000)
+
+
+@isolated
+def test_many_at_once_the_octets_are_those_of_the_general_way(tmp_path: Path) -> None:
+    compare(many=1)
+
+
+def compare(many: int) -> None:
+    """Let hypothesis change records; ``many`` are so many that they are handled at once."""
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
@@ -43,6 +53,9 @@ def test_the_fast_way_and_the_general_way_send_the_same_octets(tmp_path: Path) -
     )
 
     async def test() -> None:
+        from appliance.ioc import number_feed
+
+        number_feed._MANY = many  # type: ignore[misc]
         async with served(RECORDS, [*NAMES, "end"]) as ioc:
             # Other events than the default's make it a client of the general feed; ARCHIVE comes with each VALUE here.
             twice = [name for name in (*NAMES, "end") for _ in range(2)]
@@ -50,7 +63,7 @@ def test_the_fast_way_and_the_general_way_send_the_same_octets(tmp_path: Path) -
             client = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(client.watch, twice, requests)
             await asyncio.to_thread(client.until, lambda it: len(it.got) == len(twice))
-            from appliance.ioc import feed, number_feed, text_feed
+            from appliance.ioc import feed, text_feed
 
             kinds = {type(sink) for _, keys in ioc.stream.hub._rings.values() for sink in keys.values()}
             assert {feed.Feed, number_feed.NumberFeed, text_feed.TextFeed} <= kinds
@@ -74,12 +87,13 @@ def test_the_fast_way_and_the_general_way_send_the_same_octets(tmp_path: Path) -
                     fast.clear()
                     general.clear()
 
-            @settings(deadline=None, max_examples=40, database=None, suppress_health_check=list(HealthCheck))
-            @given(st.lists(changes, min_size=1, max_size=6))
+            @settings(deadline=None, max_examples=25, database=None, suppress_health_check=list(HealthCheck))
+            @given(st.lists(changes, min_size=1, max_size=4))
             def same(steps: list[tuple[str, object]]) -> None:
                 asyncio.run_coroutine_threadsafe(step(steps), loop).result(90)
 
             await asyncio.to_thread(same)
-            assert compared[0] > 40
+            assert compared[0] > 25
+            assert bool(ioc.stream.boards) == (many == 1)
 
     run(test)
