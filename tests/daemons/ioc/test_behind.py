@@ -14,6 +14,7 @@ COUNT = 50
 NUMBERS = [f"r{number}" for number in range(COUNT)]
 RECORDS = "".join(f'record(longout, "r{number}") {{}}\n' for number in range(COUNT)) + (
     'record(ao, "alarmed") { field(HIHI, "1000") field(HHSV, "MAJOR") }\nrecord(stringout, "text") {}\n'
+    'record(ao, "alone") { field(HIHI, "1000") field(HHSV, "MAJOR") }\n'
 )
 
 
@@ -76,7 +77,7 @@ def check_a_client_that_does_not_read(many: int) -> None:
         from appliance.ioc.behind import Watched
 
         names = [f"r{number}" for number in range(COUNT)]
-        async with served(RECORDS, [*NUMBERS, "alarmed", "text"]) as ioc:
+        async with served(RECORDS, [*NUMBERS, "alarmed", "text", "alone"]) as ioc:
             client = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(client.watch, names)
             await asyncio.to_thread(client.until, lambda it: len(it.got) == COUNT)
@@ -122,12 +123,13 @@ def check_a_slow_client_beside_another(many: int) -> None:
         from appliance.ioc import number_feed
 
         number_feed._MANY = many  # type: ignore[misc]
-        names = ["alarmed", "text", *(f"r{number}" for number in range(COUNT))]
-        async with served(RECORDS, [*NUMBERS, "alarmed", "text"]) as ioc:
+        names = ["alarmed", "text", "alone", *(f"r{number}" for number in range(COUNT))]
+        async with served(RECORDS, [*NUMBERS, "alarmed", "text", "alone"]) as ioc:
             slow = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(slow.watch, names)
             await asyncio.to_thread(slow.until, lambda it: len(it.got) == len(names))
-            await ioc.put({"alarmed": 1.0, "text": "before"})
+            await ioc.put({"alarmed": 1.0, "text": "before", "alone": 1.0})
+            await ioc.put({"alone": 2.0})
             await ioc.clog(NUMBERS)
             fast = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(fast.watch, ["alarmed"])
@@ -136,12 +138,17 @@ def check_a_slow_client_beside_another(many: int) -> None:
                 await asyncio.to_thread(fast.until, lambda it, n=number: it.last(1, "<d") == n)  # type: ignore[misc]
             for text in ("several", "", "the last"):
                 await ioc.put({"text": text})
+            # Nobody reads this one meanwhile.
+            await ioc.put({"alone": 1000.0})
+            await ioc.put({"alone": 1001.0})
             slow.got.clear()
             await asyncio.to_thread(slow.until, lambda it: it.last(1, "<d") == 2009.0)
             await asyncio.to_thread(slow.until, lambda it: 2 in it.got)
             bits, rest = slow.got[2][-1]
             assert rest[:9] == b"\x08the last"
             assert rest[-2:] == bytes((1, bits & 0xFF)) or bits > 0xFF
+            await asyncio.to_thread(slow.until, lambda it: it.last(3, "<d") == 1001.0)
+            assert slow.got[3][-1][0] & 0b111010 == 0b111010
             # value 1, alarm.severity 3, status 4, message 5
             assert slow.got[1][-1][0] & 0b111010 == 0b111010
             assert sum(len(updates) for updates in fast.got.values()) >= 10
@@ -153,7 +160,7 @@ def check_a_slow_client_beside_another(many: int) -> None:
 def test_a_client_that_acknowledges_nothing_costs_its_queue_and_no_more(tmp_path: Path) -> None:
     async def test() -> None:
         options = encoded_request("record[pipeline=true,queueSize=3]field()")
-        async with served(RECORDS, [*NUMBERS, "alarmed", "text"]) as ioc:
+        async with served(RECORDS, [*NUMBERS, "alarmed", "text", "alone"]) as ioc:
             client = await asyncio.to_thread(Client, ioc.port)
 
             def watch() -> None:

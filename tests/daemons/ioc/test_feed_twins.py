@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from pathlib import Path
 
 from tests.helpers.isolated import isolated
@@ -34,7 +35,7 @@ def test_many_at_once_the_octets_are_those_of_the_general_way(tmp_path: Path) ->
 
 def compare(many: int) -> None:
     """Let hypothesis change records; ``many`` are so many that they are handled at once."""
-    from hypothesis import HealthCheck, given, settings
+    from hypothesis import HealthCheck, example, given, settings
     from hypothesis import strategies as st
 
     # Any octets but nul, more than a string of EPICS has room for among them.
@@ -89,6 +90,10 @@ def compare(many: int) -> None:
 
             @settings(deadline=None, max_examples=25, database=None, suppress_health_check=list(HealthCheck))
             @given(st.lists(changes, min_size=1, max_size=4))
+            @example(
+                [("stringin", "x" * 39), ("stringout", "x" * 40), ("stringin", ""), ("stringout", "\udcff")]
+            )
+            @example([("ao", 90.0), ("ao", 91.0), ("ao", -6.0), ("ao", math.nan), ("ao", math.nan)])
             def same(steps: list[tuple[str, object]]) -> None:
                 asyncio.run_coroutine_threadsafe(step(steps), loop).result(90)
 
