@@ -11,14 +11,14 @@ A connection that is behind has the rows that it waits for in its lane: they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.ioc.behind import Watched, Watcher
 from appliance.ioc.dbcore.number_rows import Flags, NumberRows, Octets, Rows
-from appliance.ioc.number_feed import CLIENTS, NumberFeed
+from appliance.ioc.dbcore.number_view import NumberView
 from appliance.server.channel import ChannelOwner
 from appliance.server.operation import PUMP_LIMIT, Pattern
 
@@ -33,42 +33,75 @@ _STRING: Final = 39
 _Maker = Callable[[Any, Octets], bytes]
 
 
+class Member(Protocol):
+    """A feed that can be on a board."""
+
+    @property
+    def IS_TEXT(self) -> bool:  # noqa: N802 - a class variable
+        """Whether its values are texts."""
+
+    @property
+    def value_code(self) -> str:
+        """The type of a number in its updates, as the module ``struct`` names it."""
+
+    @property
+    def view(self) -> NumberView:
+        """Where its record lies."""
+
+    @property
+    def bits(self) -> int:
+        """The fields of a simple update, in leaf form."""
+
+    row: int
+    missed: int
+
+    def step_down(self) -> None:
+        """Leave the board."""
+
+    @classmethod
+    def catch_up(cls, feeds: list[Any]) -> None:
+        """Read what was missed, one by one, and tell the clients."""
+
+
 class Board:
     """The rows of all feeds whose records lie in memory alike and whose updates look alike.
 
     Args:
         feed: one of them.
         pattern: how an update of it looks.
+        clients: the most clients that a feed on the board may have.
 
     """
 
-    def __init__(self, feed: NumberFeed, pattern: Pattern) -> None:
+    def __init__(self, feed: Member, pattern: Pattern, clients: int) -> None:
         self.rows = NumberRows(feed.view)
+        self.clients = clients
+        """The most clients of a row."""
         self.pattern = pattern
         self.is_text = feed.IS_TEXT
         self.code = feed.value_code
         count = self.rows.capacity
-        self._feeds: list[NumberFeed | None] = [None] * count
-        # What follows has an entry for each pair of a row and a client, CLIENTS to a row.
-        self._lane_of = np.full(count * CLIENTS, -1, np.int32)
-        self._ioid_of = np.zeros(count * CLIENTS, np.uint32)
-        self._waits = np.zeros(count * CLIENTS, np.bool_)
+        self._feeds: list[Member | None] = [None] * count
+        # What follows has an entry for each pair of a row and a client: as many to a row as it may have.
+        self._lane_of = np.full(count * self.clients, -1, np.int32)
+        self._ioid_of = np.zeros(count * self.clients, np.uint32)
+        self._waits = np.zeros(count * self.clients, np.bool_)
         """Whether the client has to get the newest value when there is room."""
-        self._lost = np.zeros(count * CLIENTS, np.bool_)
+        self._lost = np.zeros(count * self.clients, np.bool_)
         """Whether more than one change waits."""
         self._lanes: list[_Lane | None] = []
         self._of: dict[ChannelOwner, int] = {}
 
     # -- feeds -----------------------------------------------------------------------------------------
 
-    def take(self, feed: NumberFeed, watchers: Sequence[Watcher], raw: Any, known: Sequence[bytes]) -> int:
+    def take(self, feed: Member, watchers: Sequence[Watcher], raw: Any, known: Sequence[bytes]) -> int:
         """Give a feed a row; ``raw`` and ``known`` are what its clients know."""
         row = self.rows.add(feed.view)
         if self.rows.capacity > len(self._feeds):
             self._grow()
         self._feeds[row] = feed
         self.rows.note_parts(row, raw, known)
-        first = row * CLIENTS
+        first = row * self.clients
         for pair, watcher in enumerate(watchers, first):
             self._lane_of[pair] = self._lane(watcher)
             self._ioid_of[pair] = watcher.subscription.wire.ioid
@@ -103,7 +136,7 @@ class Board:
         assert feed is not None
         self._feeds[row] = None
         self.rows.remove(row)
-        first = row * CLIENTS
+        first = row * self.clients
         for pair, watcher in enumerate(watchers, first):
             number = int(self._lane_of[pair])
             lane = self._lanes[number]
@@ -113,6 +146,8 @@ class Board:
                 self._waits[pair] = False
                 lane.waiting -= 1
                 watcher.mark(feed.bits, feed.bits if self._lost[pair] else 0)
+                # Its value has not been read.
+                feed.missed = max(feed.missed, 1)
                 self._lost[pair] = False
             lane.users -= 1
             if not lane.users:
@@ -124,7 +159,7 @@ class Board:
 
     # -- events ----------------------------------------------------------------------------------------
 
-    def post(self, feeds: Sequence[NumberFeed]) -> list[NumberFeed]:
+    def post(self, feeds: Sequence[Member]) -> list[Member]:
         """Handle an event of each feed; return those that have to be handled alone, which are off the board now."""
         rows = np.fromiter([feed.row for feed in feeds], np.intp, len(feeds))
         pairs = self._pairs(rows)
@@ -140,7 +175,7 @@ class Board:
                 self._mark(number, pairs[lanes == number])
             pairs = pairs[~late]
             lanes = lanes[~late]
-            rows = np.unique(pairs // CLIENTS)
+            rows = np.unique(pairs // self.clients)
             if not len(rows):
                 return []
         seen = self.rows.read(rows)
@@ -152,13 +187,13 @@ class Board:
 
     def _pairs(self, rows: Rows) -> Rows:
         """Return the pairs of some rows."""
-        pairs = (rows[:, None] * CLIENTS + np.arange(CLIENTS)).reshape(-1)
+        pairs = (rows[:, None] * self.clients + np.arange(self.clients)).reshape(-1)
         found: Rows = pairs[self._lane_of[pairs] >= 0]
         return found
 
-    def _off(self, rows: Rows, plain: Flags) -> list[NumberFeed]:
+    def _off(self, rows: Rows, plain: Flags) -> list[Member]:
         """Take the rows off that are not plain."""
-        others: list[NumberFeed] = []
+        others: list[Member] = []
         for row in rows[~plain].tolist():
             feed = self._feeds[row]
             assert feed is not None
@@ -170,7 +205,7 @@ class Board:
         """Send the rows that are plain to their clients."""
         where = np.zeros(len(self._feeds), np.intp)
         where[rows] = np.arange(len(rows))
-        index = where[pairs // CLIENTS]
+        index = where[pairs // self.clients]
         good = plain[index]
         for number in np.unique(lanes).tolist():
             lane = self._lanes[number]
@@ -192,13 +227,13 @@ class Board:
             self._waits[fresh] = True
             lane.add(fresh)
 
-    def catch_up(self, lane: _Lane, pairs: Rows) -> list[NumberFeed]:
+    def catch_up(self, lane: _Lane, pairs: Rows) -> list[Member]:
         """Send a client the newest values; return the feeds that have to be handled alone."""
         # A feed may have left its row since, and another have taken it: then it does not wait, or waits twice in the lane.
         pairs = np.unique(pairs[self._waits[pairs] & (self._lane_of[pairs] == lane.number)])
         if not len(pairs):
             return []
-        rows = pairs // CLIENTS
+        rows = pairs // self.clients
         seen = self.rows.read(rows)
         # The value may have been told to another client already; this one waits for it all the same.
         plain, _ = self.rows.compare(rows, seen)

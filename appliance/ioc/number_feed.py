@@ -9,7 +9,7 @@ slow client) are handled as in all other feeds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
@@ -26,11 +26,11 @@ from appliance.server.operation import PUMP_LIMIT, Pattern, Subscription, Update
 if TYPE_CHECKING:
     from appliance.ioc.number_board import Board
 
-__all__ = ["CLIENTS", "NumberFeed"]
+__all__ = ["NumberFeed"]
 
 _MANY: Final = 24
 """Feeds that change together from which a board costs less than handling each alone."""
-CLIENTS: Final = 4
+_CLIENTS: Final = 4
 """Clients of one record up to which its feed can be on a board."""
 _MOST: Final = 64
 """Octets of value and time in an update, at most."""
@@ -103,7 +103,7 @@ class NumberFeed(Feed):
                 boards.setdefault(feed._board, []).append(feed)
         for board, feeds in boards.items():
             if len(feeds) >= _MANY:
-                cls._read_and_post(board.post(feeds))
+                cls._read_and_post(cast("list[NumberFeed]", board.post(feeds)))
             else:
                 for feed in feeds:
                     feed.step_down()
@@ -117,7 +117,7 @@ class NumberFeed(Feed):
     def _step_up(self) -> None:
         """Go on a board, if there are only clients that take what comes."""
         watchers = self.watchers
-        if self._has_new or self.missed or not 1 <= len(watchers) <= CLIENTS:
+        if self._has_new or self.missed or not 1 <= len(watchers) <= _CLIENTS:
             return
         patterns: set[Pattern | None] = set()
         for watcher in watchers.values():
@@ -134,7 +134,7 @@ class NumberFeed(Feed):
             # numpy comes with the first of many changes: an IOC of a few records is smaller without it.
             from appliance.ioc.number_board import Board
 
-            board = self._boards[key] = Board(self, pattern)
+            board = self._boards[key] = Board(self, pattern, _CLIENTS)
         self._board = board
         self.row = board.take(self, list(watchers.values()), self._raw, self._known)
 

@@ -10,7 +10,8 @@
 :mod:`.many`          a lock of several records, reading many
 :mod:`.blocking_put`  puts that wait until processing ends
 :mod:`.number_read`   value, alarm, time and properties of a number in one call
-:mod:`.number_view`   a number with its alarm and time in the record's own memory, for updates
+:mod:`.number_view`   a number or short text with its alarm and time in the record's own memory, for updates
+:mod:`.number_rows`   the same for hundreds of records, by numpy
 :mod:`.events`        database events in batches
 :mod:`.output`        what shell commands print
 :mod:`.errlog`        what EPICS reports while it serves
@@ -116,6 +117,7 @@ from appliance.ioc.dbcore.records import (
     RecordInfo,
     database_links,
     info_items,
+    record_count,
     record_group,
     record_types,
     records,
@@ -177,6 +179,7 @@ __all__ = [
     "on_trapped_put",
     "put_notify",
     "reading_of",
+    "record_count",
     "record_group",
     "record_types",
     "records",

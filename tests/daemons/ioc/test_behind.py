@@ -141,6 +141,10 @@ def check_a_slow_client_beside_another(many: int) -> None:
             # Nobody reads this one meanwhile.
             await ioc.put({"alone": 1000.0})
             await ioc.put({"alone": 1001.0})
+            # One that comes now gets the present value, and takes nothing from the one that waits for it.
+            late = await asyncio.to_thread(Client, ioc.port)
+            await asyncio.to_thread(late.watch, ["alone"])
+            await asyncio.to_thread(late.until, lambda it: it.last(1, "<d") == 1001.0)
             slow.got.clear()
             await asyncio.to_thread(slow.until, lambda it: it.last(1, "<d") == 2009.0)
             await asyncio.to_thread(slow.until, lambda it: 2 in it.got)
@@ -149,6 +153,8 @@ def check_a_slow_client_beside_another(many: int) -> None:
             assert rest[-2:] == bytes((1, bits & 0xFF)) or bits > 0xFF
             await asyncio.to_thread(slow.until, lambda it: it.last(3, "<d") == 1001.0)
             assert slow.got[3][-1][0] & 0b111010 == 0b111010
+            # It changed twice: the update says so.
+            assert slow.got[3][-1][1][-2:] != b"\0\0"
             # value 1, alarm.severity 3, status 4, message 5
             assert slow.got[1][-1][0] & 0b111010 == 0b111010
             assert sum(len(updates) for updates in fast.got.values()) >= 10
