@@ -119,6 +119,7 @@ from appliance.ioc.dbcore.records import (
     info_items,
     record_count,
     record_group,
+    record_names,
     record_types,
     records,
 )
@@ -181,6 +182,7 @@ __all__ = [
     "reading_of",
     "record_count",
     "record_group",
+    "record_names",
     "record_types",
     "records",
     "register_command",

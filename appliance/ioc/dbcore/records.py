@@ -76,8 +76,19 @@ def _each(cursor: _c.dbEntry) -> Iterator[RecordInfo]:
 
 def record_count() -> int:
     """Return the number of records and aliases."""
+    count = 0
     with entry() as cursor:
-        return sum(1 for _ in _steps(cursor))
+        status = _c.dbFirstRecordType(cursor)
+        while not status:
+            count += _c.dbGetNRecords(cursor)
+            status = _c.dbNextRecordType(cursor)
+    return count
+
+
+def record_names() -> list[str]:
+    """Return the names of all records and aliases."""
+    with entry() as cursor:
+        return [_c.text(cursor.precnode.contents.recordname) for _ in _steps(cursor)]
 
 
 def records() -> list[RecordInfo]:
