@@ -75,9 +75,10 @@ chaos: setup  ## kill nodes of the certificate service and their database 300 ti
 	    $(BIN)/python -m pytest -q -s tests/daemons/cms/test_chaos.py
 
 # What is promised of the gateway: 100 clients x 500 PVs, and 10 000 clients that come and go.
-soak: setup chaos  ## chaos, and the gateway for ten minutes with many clients, with how its memory grows
+soak: setup chaos  ## chaos, the gateway for ten minutes and the IOC for an hour with many clients, with how their memory grows
 	SPVA_SOAK_CLIENTS=100 SPVA_SOAK_PVS=500 SPVA_SOAK_SECONDS=600 SPVA_SOAK_COMINGS=10000 \
-	    $(BIN)/python -m pytest -q tests/daemons/gateway/test_soak.py
+	    SPVA_SOAK_IOC_SECONDS=3600 SPVA_SOAK_IOC_COPIES=5 \
+	    $(BIN)/python -m pytest -q tests/daemons/gateway/test_soak.py tests/daemons/ioc/test_soak.py
 
 bench: setup  ## measure speed beside independent peers, in the same run
 	$(BIN)/python -m bench

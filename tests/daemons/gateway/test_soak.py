@@ -7,14 +7,12 @@ promised: 100 clients x 500 PVs, and 10 000 comings.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
@@ -23,6 +21,7 @@ from appliance.server import SharedPV
 from tests.helpers import gateway_process
 from tests.helpers.crowd import Watcher
 from tests.helpers.ours import client_config, double, served
+from tests.helpers.soak import FLAT, background, slope
 
 CLIENTS = int(os.environ.get("SPVA_SOAK_CLIENTS", "10"))
 PVS = int(os.environ.get("SPVA_SOAK_PVS", "20"))
@@ -33,12 +32,6 @@ pytestmark = pytest.mark.timeout(SECONDS * 2 + COMINGS * 0.2 + 120)
 BOUND = {"bounds": {"client_octets": "1MiB"}}
 
 
-def slope(samples: Sequence[tuple[float, int]]) -> float:
-    """Growth in KiB per minute: least squares over the second half."""
-    half = np.array(samples[len(samples) // 2 :], dtype=float)
-    return float(np.polyfit(half[:, 0], half[:, 1], 1)[0]) / 1024 * 60
-
-
 async def _post(pvs: Sequence[SharedPV]) -> None:
     """Post each PV once a second, evenly spread."""
     began = time.monotonic()
@@ -47,20 +40,6 @@ async def _post(pvs: Sequence[SharedPV]) -> None:
         ahead = began + number / len(pvs) - time.monotonic()
         if ahead > 0.005:
             await asyncio.sleep(ahead)
-
-
-@contextlib.asynccontextmanager
-async def _background(*jobs):
-    tasks = [asyncio.create_task(job) for job in jobs]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            if task.done():
-                task.result()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_many_clients_that_watch_many_pvs_leave_the_memory_flat(
@@ -91,7 +70,7 @@ async def test_many_clients_that_watch_many_pvs_leave_the_memory_flat(
         samples = []
         began = time.monotonic()
         step = max(SECONDS / 300, 0.05)
-        async with _background(_post(list(pvs.values())), churn()):
+        async with background(_post(list(pvs.values())), churn()):
             while (now := time.monotonic() - began) < SECONDS:
                 samples.append((now, process.memory_info().rss))
                 await asyncio.sleep(step)
@@ -109,7 +88,7 @@ async def test_many_clients_that_watch_many_pvs_leave_the_memory_flat(
                 f"slope of the second half {grown:+.1f} KiB/min, {sum(w.octets for w in crowd) / SECONDS / 1e6:.2f} MB/s, "
                 f"CPU {sum(process.cpu_times()[:2]) / SECONDS:.0%}"
             )
-        assert samples[-1][1] < samples[len(samples) // 2][1] + (8 << 20)
+        assert samples[-1][1] < samples[len(samples) // 2][1] + FLAT
         for watcher in (*crowd, sleeper):
             watcher.abort()
 
@@ -128,7 +107,7 @@ async def test_clients_that_come_and_go_leave_nothing(tmp_path: Path, capsys: py
         process = psutil.Process(gateway.process.pid)
         samples = []
         began = time.monotonic()
-        async with _background(_post(list(pvs.values()))):
+        async with background(_post(list(pvs.values()))):
             for number in range(COMINGS):
                 guest = await Watcher.connect(gateway.tcp, names)
                 if number % 3:  # the others leave before they have what they asked for
@@ -155,5 +134,5 @@ async def test_clients_that_come_and_go_leave_nothing(tmp_path: Path, capsys: py
                 f"slope of the second half {slope(samples):+.1f} KiB/min, "
                 f"{COMINGS / (time.monotonic() - began):.0f} comings/s"
             )
-        assert samples[-1][1] < samples[len(samples) // 2][1] + (8 << 20)
+        assert samples[-1][1] < samples[len(samples) // 2][1] + FLAT
         stays.abort()
