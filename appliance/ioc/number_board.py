@@ -236,14 +236,30 @@ class Board:
         rows = pairs // self.clients
         seen = self.rows.read(rows)
         # The value may have been told to another client already; this one waits for it all the same.
-        plain, _ = self.rows.compare(rows, seen)
+        plain, new = self.rows.compare(rows, seen)
         self.rows.note(rows, seen, plain)
         sent = pairs[plain]
         lost = self._lost[sent]
         self._waits[sent] = self._lost[sent] = False
         lane.waiting -= len(sent)
         lane.send(self._ioid_of[sent], seen[plain], lost)
+        if (plain & new).any():
+            self._tell_others(lane, rows[plain & new], seen[plain & new])
         return self._off(rows, plain)
+
+    def _tell_others(self, lane: _Lane, rows: Rows, seen: Octets) -> None:
+        """Tell the other clients of what was read for one: when its event comes, it will be no news any more."""
+        pairs = self._pairs(rows)
+        pairs = pairs[(self._lane_of[pairs] != lane.number) & ~self._waits[pairs]]
+        lanes = self._lane_of[pairs]
+        for number in np.unique(lanes).tolist():
+            other = self._lanes[number]
+            assert other is not None
+            if not other.is_ready():
+                self._mark(number, pairs[lanes == number])
+                pairs, lanes = pairs[lanes != number], lanes[lanes != number]
+        if len(pairs):
+            self._send(rows, seen, np.ones(len(rows), np.bool_), pairs, lanes)
 
 
 class _Lane:
