@@ -74,7 +74,11 @@ def can_view_number(channel: DBChannel) -> bool:
 
 def can_view_text(channel: DBChannel) -> bool:
     """Whether :class:`NumberView` can read it, as 39 octets: a value field with one text in the record's own memory, no filters."""
-    return channel.final_type == _c.DBF_STRING and _layout_of(channel) is not None
+    return _is_text(channel) and _layout_of(channel) is not None
+
+
+def _is_text(channel: DBChannel) -> bool:
+    return channel.is_plain and channel.final_type == _c.DBF_STRING
 
 
 def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, ...]]]:
@@ -115,7 +119,7 @@ class _Layout(NamedTuple):
 
 
 def _layout_of(channel: DBChannel) -> _Layout | None:
-    if not channel.is_value_field or not channel.is_plain:
+    if not channel.is_value_field or not (can_read_number(channel) or _is_text(channel)):
         return None
     return _layout(channel.record_type, channel.field, channel.final_type)
 

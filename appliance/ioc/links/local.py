@@ -34,7 +34,7 @@ class _Reader:
         self.keeps = self.has_room = True
         self.channel = self.owner = self
 
-    def sender(self, _bits: int, _code: str) -> None:
+    def sender(self, _bits: int, _code: str, _overrun: int = 0) -> None:
         """Give no short way: there are no octets."""
 
     def post(self, update: Update) -> None:
