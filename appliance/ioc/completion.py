@@ -57,7 +57,7 @@ class Completer:
         elif words[0] == "help":
             yield from (name for name in dbcore.shell_commands() if name.startswith(text))
         else:
-            yield from (record.name for record in dbcore.records() if record.name.startswith(text))
+            yield from (name for name in dbcore.record_names() if name.startswith(text))
 
 
 def _paths(text: str) -> Iterator[str]:

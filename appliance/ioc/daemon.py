@@ -309,7 +309,7 @@ async def _serve(
     try:
         await ioc.start()
         server = ioc.server
-        served = 0 if ioc.switched_off else len(dbcore.records())
+        served = 0 if ioc.switched_off else dbcore.record_count()
         if not plan.is_interactive:
             # With a shell its prompt shows this; the reference prints nothing then.
             _log.info(

@@ -50,6 +50,8 @@ class EventStream:
         self._loop = loop
         self._pending: dict[Hashable, None] = {}
         self._is_busy = False
+        self.boards: dict[Hashable, Any] = {}
+        """What feeds share that are handled together."""
         self.backlogs = Backlogs()
         """The marks of clients that are behind."""
         self.hub = dbcore.EventHub(self.deliver, loop=loop)

@@ -230,6 +230,8 @@ class Ioc:
             self.switched_off = why_not_served(report=True)
             self.stream = EventStream(self.loop)
             self.records = RecordSource(self.stream, self.access, self.put_log)
+            # Walking through a large database takes long: later everybody would have to wait for it.
+            await asyncio.to_thread(self.records.names)
             if self.switched_off:
                 _log.warning("%s: no record is served over PVAccess", self.switched_off)
                 self._start_links()

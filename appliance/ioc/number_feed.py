@@ -8,7 +8,8 @@ slow client) are handled as in all other feeds.
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
@@ -20,24 +21,53 @@ from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
 from appliance.ioc.mapping import user_tag
 from appliance.ioc.record import Record
 from appliance.pvdata.types import ScalarType
-from appliance.server.operation import Update
+from appliance.server.operation import PUMP_LIMIT, Pattern, Subscription, Update
+
+if TYPE_CHECKING:
+    from appliance.ioc.number_board import Board
 
 __all__ = ["NumberFeed"]
+
+_MANY: Final = 24
+"""Feeds that change together from which a board costs less than handling each alone."""
+_CLIENTS: Final = 4
+"""Clients of one record up to which its feed can be on a board."""
+_MOST: Final = 64
+"""Octets of value and time in an update, at most."""
 
 
 class NumberFeed(Feed):
     """The feed of a record's value that is a plain number; all its clients share it."""
 
-    __slots__ = ("_bits", "_code", "_known", "_properties", "_raw", "_raw_alarm", "_view")
+    __slots__ = (
+        "_board",
+        "_boards",
+        "_code",
+        "_known",
+        "_properties",
+        "_raw",
+        "_raw_alarm",
+        "bits",
+        "row",
+        "value_code",
+        "view",
+    )
     SEES_PROPERTIES = True
+    IS_TEXT: ClassVar = False
+    """Whether values are texts, as octets of EPICS."""
 
     def __init__(self, record: Record, stream: EventStream) -> None:
         mapping = record.mapping
         kind = mapping.type.leaf_types[mapping.value]
         assert isinstance(kind, ScalarType)
-        self._view = dbcore.NumberView(record.channel)
-        self._bits = mapping.value_bits | mapping.time_bits
-        self._code = kind.fmt + "qii"
+        self.view = dbcore.NumberView(record.channel)
+        self.bits = mapping.value_bits | mapping.time_bits
+        self._code = self._code_of(kind)
+        self.value_code = kind.fmt
+        self._boards = stream.boards
+        self._board: Board | None = None
+        self.row = -1
+        """The row of its board."""
         self._raw: dbcore.RawNumber | None = None
         self._raw_alarm = b""
         self._known: tuple[bytes, ...] = ()
@@ -45,11 +75,83 @@ class NumberFeed(Feed):
         # One subscription for both kinds of events: the difference from the last time shows which kind it was.
         super().__init__(record, stream, DEFAULT_EVENTS, DEFAULT_EVENTS | DBE_PROPERTY)
 
+    def _code_of(self, kind: ScalarType) -> str:
+        """Return the types of what is sent: the value, and the time."""
+        return kind.fmt + "qii"
+
+    def _note_properties(self) -> None:
+        """Take the present properties as those that all clients know."""
+        reader = self.record.reader
+        assert reader is not None
+        self._properties = reader.read_properties()
+
+    def _sender(self, subscription: Subscriber, overrun: int = 0) -> Callable[..., bool] | None:
+        """Return the function that sends a client a new value with its time."""
+        return subscription.sender(self.bits, self._code, overrun)
+
+    # -- many at once ----------------------------------------------------------------------------------
+
     @classmethod
-    def _read_and_post(cls, feeds: list[Self]) -> None:
-        for feed, (raw, known) in zip(
-            feeds, dbcore.view_numbers([feed._view for feed in feeds]), strict=True
-        ):
+    def post_all(cls, sinks: list[Any]) -> None:
+        """Handle those that are on boards together, if they are many, and the others one by one."""
+        alone: list[NumberFeed] = []
+        boards: dict[Board, list[NumberFeed]] = {}
+        for feed in sinks:
+            if feed._board is None:
+                alone.append(feed)
+            else:
+                boards.setdefault(feed._board, []).append(feed)
+        for board, feeds in boards.items():
+            if len(feeds) >= _MANY:
+                cls._read_and_post(cast("list[NumberFeed]", board.post(feeds)))
+            else:
+                for feed in feeds:
+                    feed.step_down()
+                alone += feeds
+        rest = [feed for feed in alone if feed.is_open and not feed.skips()]
+        cls._read_and_post(rest)
+        if len(sinks) >= _MANY:
+            for feed in rest:
+                feed._step_up()
+
+    def _step_up(self) -> None:
+        """Go on a board, if there are only clients that take what comes."""
+        watchers = self.watchers
+        if self._has_new or self.missed or not 1 <= len(watchers) <= _CLIENTS:
+            return
+        patterns: set[Pattern | None] = set()
+        for watcher in watchers.values():
+            subscription = watcher.subscription
+            if not isinstance(subscription, Subscription) or subscription.queue or subscription.finishing:
+                return
+            if watcher.is_marked or watcher.send is None:
+                return
+            patterns.add(subscription.pattern(self.bits, _MOST))
+        pattern = patterns.pop()
+        if pattern is None or patterns:
+            return
+        key = (self.IS_TEXT, self.value_code, self.view.places, pattern)
+        board = self._boards.get(key)
+        if board is None:
+            # numpy comes with the first of many changes: an IOC of a few records is smaller without it.
+            from appliance.ioc.number_board import Board
+
+            board = self._boards[key] = Board(self, pattern, _CLIENTS)
+        self._board = board
+        self.row = board.take(self, list(watchers.values()), self._raw, self._known)
+
+    def step_down(self) -> None:
+        """Leave the board, with what clients were told meanwhile."""
+        board, self._board = self._board, None
+        if board is not None:
+            self._raw, _ = board.give_back(self.row, list(self.watchers.values()))
+            self.row = -1
+
+    # -- one by one ------------------------------------------------------------------------------------
+
+    @classmethod
+    def _read_and_post(cls, feeds: Sequence[NumberFeed]) -> None:
+        for feed, (raw, known) in zip(feeds, dbcore.view_numbers([feed.view for feed in feeds]), strict=True):
             missed, feed.missed = feed.missed, 0
             alarm, seconds, nanoseconds, tag, value = raw
             if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._has_new:
@@ -57,7 +159,7 @@ class NumberFeed(Feed):
                 continue
             feed._raw = raw
             if missed > 1:
-                feed.tell(feed._bits, feed._bits)
+                feed.tell(feed.bits, feed.bits)
                 continue
             seconds += EPICS_EPOCH_S
             if tag > 0x7FFFFFFF:
@@ -65,7 +167,7 @@ class NumberFeed(Feed):
             update: Update | None = None
             for watcher in feed.watchers.values():
                 if watcher.is_marked:
-                    watcher.add(feed._bits)
+                    watcher.add(feed.bits)
                     continue
                 send = watcher.send
                 if (
@@ -75,27 +177,30 @@ class NumberFeed(Feed):
                 ):
                     continue
                 if not watcher.takes:
-                    watcher.mark(feed._bits)
+                    watcher.mark(feed.bits)
                     continue
                 if update is None:
-                    update = feed.update(feed._bits)
+                    update = feed.update(feed.bits)
                 watcher.subscription.post(update)
 
     def deliver(self, watcher: Watcher, bits: int, overrun: int) -> bool:
         """Send the last values that were read to a client that was marked; return whether there was room."""
         send = watcher.send
-        if bits == self._bits and send is not None:
+        if bits == self.bits and send is not None:
             if overrun:
                 if overrun == bits:
                     send = watcher.send_lost
                     if send is None:
-                        send = watcher.send_lost = watcher.subscription.sender(bits, self._code, bits)
+                        send = watcher.send_lost = self._sender(watcher.subscription, bits)
                 else:
                     send = None
             if send is not None:
                 assert self._raw is not None
                 _, seconds, nanoseconds, tag, value = self._raw
-                return send(value, seconds + EPICS_EPOCH_S, nanoseconds, user_tag(tag))
+                if send(value, seconds + EPICS_EPOCH_S, nanoseconds, user_tag(tag)):
+                    return True
+                if watcher.subscription.outbox.size > PUMP_LIMIT:
+                    return False
         return super().deliver(watcher, bits, overrun)
 
     def update(self, bits: int, overrun: int = 0) -> Update:
@@ -126,12 +231,12 @@ class NumberFeed(Feed):
                 return
         tells_properties = bool(bits)
         if not bits or raw != last:
-            bits |= self._bits
+            bits |= self.bits
             if alarm != self._raw_alarm:
                 self._store = self._store.copy()
                 bits |= self.mapping.set_alarm(self._store, 0, reading)
         self._raw, self._raw_alarm = raw, alarm
-        overrun = bits & self._bits if several else 0
+        overrun = bits & self.bits if several else 0
         if tells_properties:
             self._has_new = False
             self.tell(bits, overrun)
@@ -153,13 +258,22 @@ class NumberFeed(Feed):
 
     def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""
+        self.step_down()
         if not self.watchers:
             # Take this before the snapshot: a change in between then differs from it and is posted with the next event.
             # If others watch already, they do not know the new value yet, so nothing is taken before that event.
-            self._raw, self._known = self._view.look()
+            self._raw, self._known = self.view.look()
             self._raw_alarm, *_ = self._raw
-            reader = self.record.reader
-            assert reader is not None
-            self._properties = reader.read_properties()
+            self._note_properties()
         super().join(subscription)
-        self.watchers[subscription].send = subscription.sender(self._bits, self._code)
+        self.watchers[subscription].send = self._sender(subscription)
+
+    def leave(self, subscription: Subscriber) -> None:
+        """Forget a client."""
+        self.step_down()
+        super().leave(subscription)
+
+    def close(self) -> None:
+        """End the events."""
+        self.step_down()
+        super().close()

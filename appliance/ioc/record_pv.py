@@ -21,6 +21,7 @@ from appliance.ioc.options import PutOptions, put_options
 from appliance.ioc.prepared import LiveAnswer
 from appliance.ioc.putlog import NOTHING, PutLog, Watched
 from appliance.ioc.record import Record
+from appliance.ioc.text_feed import TextFeed
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.selection import leaves
@@ -295,6 +296,8 @@ class RecordPV(Handler):
     def _feed(self, mask: int) -> Feed:
         if mask == DEFAULT_EVENTS and dbcore.can_view_number(self.record.channel):
             return NumberFeed(self.record, self._stream)
+        if mask == DEFAULT_EVENTS and dbcore.can_view_text(self.record.channel):
+            return TextFeed(self.record, self._stream)
         return Feed(self.record, self._stream, mask)
 
     def unsubscribe(self, subscription: Subscriber) -> None:

@@ -31,6 +31,7 @@ class RecordSource(Source):
         self._access = access
         self._put_log = put_log
         self._pvs: dict[str, RecordPV] = {}
+        self._names: list[str] = []
         """The PVs that clients have open, by the name that they use."""
 
     def claims(self, name: str, host: str) -> bool:
@@ -77,7 +78,12 @@ class RecordSource(Source):
 
     def names(self) -> Iterable[str]:
         """Return the names of all records and aliases."""
-        return [record.name for record in dbcore.records()]
+        count = dbcore.record_count()
+        if count != len(self._names):
+            # Walking through a large database takes long, and nobody is served meanwhile. Records never come or go while the IOC
+            # runs, but aliases can come. Sorted names are quickly sorted again.
+            self._names = sorted(dbcore.record_names())
+        return self._names
 
     def close(self) -> None:
         """Close all PVs that are still open; the server must have stopped."""

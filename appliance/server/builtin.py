@@ -5,8 +5,9 @@ Source: pvxs ``serversource.cpp``; asked by ``pvxlist``, ``pvlist`` and p4p.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from appliance.pva.commands import CMD_RPC
 from appliance.pva.credentials import Credentials
@@ -17,6 +18,8 @@ from appliance.server.source import Handler, Source
 
 __all__ = ["BuiltinSource"]
 
+_FEW: Final = 2000
+"""Names that are put in order at once."""
 _NAMES = StructType((("value", ArrayType(STRING)),), id="epics:nt/NTScalarArray:1.0")
 _TEXT = StructType((("value", STRING),), id="epics:nt/NTScalar:1.0")
 _INFO = StructType((("implLang", STRING), ("version", STRING)))
@@ -25,6 +28,8 @@ _INFO = StructType((("implLang", STRING), ("version", STRING)))
 class _ServerPV(Handler):
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
         self._names = names
+        self._waiting: list[Operation] = []
+        """Those that wait for the list that is being made."""
 
     def init(self, operation: Operation) -> None:
         if operation.command == CMD_RPC:
@@ -43,8 +48,7 @@ class _ServerPV(Handler):
             return
         what = asked.get("op", "") if asked is not None else ""
         if what == "channels":
-            names = sorted(set(self._names()))
-            operation.reply(Value(_NAMES, {"value": names}))
+            self._list(operation)
         elif what == "info":
             from appliance.version import __version__
 
@@ -53,6 +57,29 @@ class _ServerPV(Handler):
             )
         else:
             operation.fail("unknown op; use op=channels or op=info")
+
+    def _list(self, operation: Operation) -> None:
+        """Answer with all names; put many in order on another thread, so that others are served meanwhile."""
+        if self._waiting:
+            self._waiting.append(operation)
+            return
+        names = list(self._names())
+        if len(names) <= _FEW:
+            operation.reply(_in_order(names))
+            return
+        self._waiting.append(operation)
+        asyncio.get_running_loop().run_in_executor(None, _in_order, names).add_done_callback(self._listed)
+
+    def _listed(self, ordered: asyncio.Future[Value]) -> None:
+        waiting, self._waiting = self._waiting, []
+        for operation in waiting:
+            if operation.alive:
+                operation.reply(ordered.result())
+
+
+def _in_order(names: list[str]) -> Value:
+    # In the order of the sources, which may have sorted theirs: to sort a set of many names takes longer.
+    return Value(_NAMES, {"value": sorted(dict.fromkeys(names))})
 
 
 class BuiltinSource(Source):

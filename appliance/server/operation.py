@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from functools import cache
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.errors import LocalProtocolError, PVDataError
 from appliance.pva import commands as c
@@ -354,6 +354,21 @@ def _packed(head: int, code: str, tail: int, big: bool) -> Struct:
     return Struct(f"{'>' if big else '<'}{head}s{code}{tail}s")
 
 
+class Pattern(NamedTuple):
+    """What the updates of one connection have in common; see `Subscription.pattern`."""
+
+    start: bytes
+    """The header before the size."""
+    marked: bytes
+    """The bit set of the fields."""
+    tail: bytes
+    """The bit set of lost changes: none."""
+    lost: bytes
+    """The same: each of the fields has lost one."""
+    big: bool
+    """Whether numbers are big-endian."""
+
+
 class Subscription(Operation):
     """One MONITOR of one client: a bounded queue between the handler, which posts, and the client, which reads.
 
@@ -529,6 +544,29 @@ class Subscription(Operation):
             return True
 
         return send
+
+    def pattern(self, bits: int, size: int) -> Pattern | None:
+        """Return how updates of the same fields look, for a handler that makes the updates of many subscriptions at once.
+
+        Such a handler appends them to the client's output itself, under the conditions of `sender`.
+
+        Args:
+            bits: The fields, in leaf form.
+            size: The most octets that their values take.
+
+        Returns:
+            What all updates have in common. None if the client has not asked for all of the fields, acknowledges updates, or its
+            messages leave in segments.
+        """
+        wire = self.wire
+        assert wire.type is not None
+        if wire.mask & bits != bits or wire.pipeline:
+            return None
+        big = wire.connection.big
+        marked = encode_bitset(wire_bits(wire.type, bits), big)
+        tail, lost = encode_bitset(0, big), encode_bitset(bits, big)
+        head = wire.update_head(len(marked) + size + len(lost))
+        return None if head is None else Pattern(head[:4], marked, tail, lost, big)
 
     def _size_of(self, update: Update) -> int:
         wire = self.wire

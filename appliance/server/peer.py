@@ -463,7 +463,9 @@ class Peer:
         due = link.due
         for index, waiting in enumerate(todo):
             if waiting.pump():
-                left.extend(todo[index:])
+                # It goes to the end: one that always has more must not keep the others from sending.
+                left.extend(todo[index + 1 :])
+                left.append(waiting)
                 break
             if not index & 63 and index and due():
                 left.extend(todo[index + 1 :])

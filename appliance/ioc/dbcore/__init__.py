@@ -10,7 +10,8 @@
 :mod:`.many`          a lock of several records, reading many
 :mod:`.blocking_put`  puts that wait until processing ends
 :mod:`.number_read`   value, alarm, time and properties of a number in one call
-:mod:`.number_view`   a number with its alarm and time in the record's own memory, for updates
+:mod:`.number_view`   a number or short text with its alarm and time in the record's own memory, for updates
+:mod:`.number_rows`   the same for hundreds of records, by numpy
 :mod:`.events`        database events in batches
 :mod:`.output`        what shell commands print
 :mod:`.errlog`        what EPICS reports while it serves
@@ -96,7 +97,14 @@ from appliance.ioc.dbcore.events import (
 )
 from appliance.ioc.dbcore.many import ManyLock, get_many
 from appliance.ioc.dbcore.number_read import NumberReader, RawProperties, can_read_number
-from appliance.ioc.dbcore.number_view import NumberView, RawNumber, can_view_number, reading_of, view_numbers
+from appliance.ioc.dbcore.number_view import (
+    NumberView,
+    RawNumber,
+    can_view_number,
+    can_view_text,
+    reading_of,
+    view_numbers,
+)
 from appliance.ioc.dbcore.output import (
     serves_channel_access,
     shell_capture,
@@ -109,7 +117,9 @@ from appliance.ioc.dbcore.records import (
     RecordInfo,
     database_links,
     info_items,
+    record_count,
     record_group,
+    record_names,
     record_types,
     records,
 )
@@ -146,6 +156,7 @@ __all__ = [
     "build_isolated",
     "can_read_number",
     "can_view_number",
+    "can_view_text",
     "captured_errors",
     "database_links",
     "environment_value",
@@ -169,7 +180,9 @@ __all__ = [
     "on_trapped_put",
     "put_notify",
     "reading_of",
+    "record_count",
     "record_group",
+    "record_names",
     "record_types",
     "records",
     "register_command",

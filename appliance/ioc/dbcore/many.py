@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
 from appliance.ioc.dbcore.reading import Reading
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class ManyLock:
@@ -33,10 +37,20 @@ class ManyLock:
         lock._make(addresses)
         return lock
 
+    @classmethod
+    def of_array(cls, addresses: NDArray[np.uintp]) -> Self:
+        """Make the lock of the records whose addresses an array of numpy holds, one after the other."""
+        lock = cls.__new__(cls)
+        lock._allocate(addresses.ctypes.data, len(addresses))
+        return lock
+
     def _make(self, records: Iterable[int]) -> None:
         addresses = list(dict.fromkeys(records))
         array = (ctypes.c_void_p * max(len(addresses), 1))(*addresses)
-        self._locker = _c.dbLockerAlloc(ctypes.addressof(array), len(addresses), 0)
+        self._allocate(ctypes.addressof(array), len(addresses))
+
+    def _allocate(self, array: int, count: int) -> None:
+        self._locker = _c.dbLockerAlloc(array, count, 0)
         if not self._locker:
             raise ApplianceError("cannot make a lock of several records")
 

@@ -12,7 +12,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
@@ -30,32 +30,36 @@ _ALARM_SIZE: Final = _MESSAGE_AT + _MESSAGE_SIZE
 _NEAR: Final = 8
 """The most octets between two properties that are read together; they are mostly alignment."""
 
-#: status, severity and message as they lie in the record; seconds since 1990, nanoseconds, tag, value
+#: status, severity and message as they lie in the record; seconds since 1990, nanoseconds, tag, value (a text as 39 octets)
 RawNumber = tuple[bytes, int, int, int, Any]
 
 
 class NumberView:
-    """The value field of one record, one number or enum.
+    """The value field of one record, one number, enum or text.
 
     ``read()`` gives a :data:`RawNumber` and ``properties()`` a tuple to compare with an earlier one. Both only while
     the record is locked and the channel is open.
 
     Raises:
-        OperationError: the channel is something else, see :func:`can_view_number`.
+        OperationError: the channel is something else, see :func:`can_view_number` and :func:`can_view_text`.
 
     """
 
-    __slots__ = ("channel", "properties", "read")
+    __slots__ = ("address", "channel", "common", "places", "properties", "read")
 
     def __init__(self, channel: DBChannel) -> None:
         layout = _layout_of(channel)
         if layout is None:
-            raise OperationError(f"{channel.name} cannot be viewed: it is not a plain number")
-        common, properties, size = layout
-        memory = memoryview((ctypes.c_char * size).from_address(channel.record_address)).cast("B")
+            raise OperationError(f"{channel.name} cannot be viewed: it is no plain number and no short text")
+        memory = memoryview((ctypes.c_char * layout.size).from_address(channel.record_address)).cast("B")
         self.channel = channel
-        self.read: Callable[[], RawNumber] = partial(common.unpack_from, memory)
-        self.properties: Callable[[], tuple[bytes, ...]] = partial(properties.unpack_from, memory)
+        self.address = channel.record_address
+        self.places = layout.places
+        """Where everything lies in the record, and its type as the module ``struct`` names it: alarm, time, tag, value, properties."""
+        self.common = layout.first
+        """How many places are before the properties."""
+        self.read: Callable[[], RawNumber] = partial(layout.common.unpack_from, memory)
+        self.properties: Callable[[], tuple[bytes, ...]] = partial(layout.properties.unpack_from, memory)
 
     def look(self) -> tuple[RawNumber, tuple[bytes, ...]]:
         """Read both under the record's lock."""
@@ -65,7 +69,16 @@ class NumberView:
 
 def can_view_number(channel: DBChannel) -> bool:
     """Whether :class:`NumberView` can read it: a value field with one number in the record's own memory, no filters."""
-    return _layout_of(channel) is not None
+    return can_read_number(channel) and _layout_of(channel) is not None
+
+
+def can_view_text(channel: DBChannel) -> bool:
+    """Whether :class:`NumberView` can read it, as 39 octets: a value field with one text in the record's own memory, no filters."""
+    return _is_text(channel) and _layout_of(channel) is not None
+
+
+def _is_text(channel: DBChannel) -> bool:
+    return channel.is_plain and channel.final_type == _c.DBF_STRING
 
 
 def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[bytes, ...]]]:
@@ -85,6 +98,8 @@ def view_numbers(views: Sequence[NumberView]) -> list[tuple[RawNumber, tuple[byt
 def reading_of(raw: RawNumber) -> Reading:
     """Convert a :data:`RawNumber` to a reading like that of :meth:`DBChannel.get`."""
     alarm, seconds, nanoseconds, tag, value = raw
+    if isinstance(value, bytes):
+        value = _c.c_text(value)
     status, severity = _TWO.unpack_from(alarm)
     message = _c.text(alarm[_MESSAGE_AT:].partition(b"\0")[0])
     return Reading(value, status, severity, message, seconds + EPICS_EPOCH_S, nanoseconds, tag)
@@ -93,14 +108,24 @@ def reading_of(raw: RawNumber) -> Reading:
 _TWO: Final = struct.Struct("=HH")
 
 
-def _layout_of(channel: DBChannel) -> tuple[struct.Struct, struct.Struct, int] | None:
-    if not channel.is_value_field or not can_read_number(channel):
+class _Layout(NamedTuple):
+    common: struct.Struct
+    properties: struct.Struct
+    size: int
+    """Octets of the record up to the last one that is read."""
+    places: tuple[tuple[int, str], ...]
+    first: int
+    """How many of them are no properties."""
+
+
+def _layout_of(channel: DBChannel) -> _Layout | None:
+    if not channel.is_value_field or not (can_read_number(channel) or _is_text(channel)):
         return None
     return _layout(channel.record_type, channel.field, channel.final_type)
 
 
 @cache
-def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, struct.Struct, int] | None:
+def _layout(record_type: str, field: str, kind: int) -> _Layout | None:
     """Make the structs that pick the octets of one record type, or None if it has another layout."""
     alarm = common_place("STAT")
     if (common_place("SEVR"), common_place("AMSG")) != (alarm + _SEVERITY_AT, alarm + _MESSAGE_AT):
@@ -110,24 +135,26 @@ def _layout(record_type: str, field: str, kind: int) -> tuple[struct.Struct, str
     value = fields[field]
     if value.size != struct.calcsize("=" + code):
         return None
-    common = _picker(
-        [
-            (alarm, f"{_ALARM_SIZE}s"),
-            (common_place("TIME"), "II"),
-            (common_place("UTAG"), "Q"),
-            (value.offset, code),
-        ]
-    )
+    if kind == _c.DBF_STRING:
+        code = f"{_c.MAX_STRING_SIZE - 1}s"  # EPICS never shows the last octet, which is for the nul
+    first = [
+        (alarm, f"{_ALARM_SIZE}s"),
+        (common_place("TIME"), "II"),
+        (common_place("UTAG"), "Q"),
+        (value.offset, code),
+    ]
+    common = _picker(first)
     ranges: list[tuple[int, int]] = []
     for place in sorted(each for each in fields.values() if each.is_property):
         if ranges and place.offset - ranges[-1][1] <= _NEAR:
             ranges[-1] = (ranges[-1][0], place.offset + place.size)
         else:
             ranges.append((place.offset, place.offset + place.size))
-    properties = _picker([(start, f"{end - start}s") for start, end in ranges])
+    others = [(start, f"{end - start}s") for start, end in ranges]
+    properties = _picker(others)
     if common is None or properties is None:
         return None
-    return common, properties, max(common.size, properties.size)
+    return _Layout(common, properties, max(common.size, properties.size), tuple(first + others), len(first))
 
 
 def _picker(places: list[tuple[int, str]]) -> struct.Struct | None:

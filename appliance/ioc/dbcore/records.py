@@ -54,18 +54,41 @@ def record_types() -> list[str]:
     return names
 
 
-def _each(cursor: _c.dbEntry) -> Iterator[RecordInfo]:
+def _steps(cursor: _c.dbEntry) -> Iterator[bytes]:
+    """Move the cursor from one record or alias to the next; yield the name of each one's record type."""
     type_status = _c.dbFirstRecordType(cursor)
     while not type_status:
-        record_type = _c.text(cursor.precordType.contents.name)
+        record_type = cursor.precordType.contents.name
         status = _c.dbFirstRecord(cursor)
         while not status:
-            node = cursor.precnode.contents
-            alias = bool(_c.dbIsAlias(cursor))
-            address = node.aliasedRecnode.contents.precord if alias else node.precord
-            yield RecordInfo(_c.text(node.recordname), record_type, alias, address)
+            yield record_type
             status = _c.dbNextRecord(cursor)
         type_status = _c.dbNextRecordType(cursor)
+
+
+def _each(cursor: _c.dbEntry) -> Iterator[RecordInfo]:
+    for record_type in _steps(cursor):
+        node = cursor.precnode.contents
+        alias = bool(_c.dbIsAlias(cursor))
+        address = node.aliasedRecnode.contents.precord if alias else node.precord
+        yield RecordInfo(_c.text(node.recordname), _c.text(record_type), alias, address)
+
+
+def record_count() -> int:
+    """Return the number of records and aliases."""
+    count = 0
+    with entry() as cursor:
+        status = _c.dbFirstRecordType(cursor)
+        while not status:
+            count += _c.dbGetNRecords(cursor)
+            status = _c.dbNextRecordType(cursor)
+    return count
+
+
+def record_names() -> list[str]:
+    """Return the names of all records and aliases."""
+    with entry() as cursor:
+        return [_c.text(cursor.precnode.contents.recordname) for _ in _steps(cursor)]
 
 
 def records() -> list[RecordInfo]:
@@ -82,11 +105,12 @@ def info_items(name: str) -> list[tuple[str, str]]:
     wanted = _c.raw(name)
     found: list[tuple[int, str, str]] = []
     with entry() as cursor:
-        for record in _each(cursor):
-            if not record.is_alias:
-                item = _c.dbGetInfo(cursor, wanted)
-                if item is not None:
-                    found.append((cursor.precnode.contents.order, record.name, _c.text(item)))
+        for _ in _steps(cursor):
+            # This first: of a hundred thousand records few have it.
+            item = _c.dbGetInfo(cursor, wanted)
+            if item is not None and not _c.dbIsAlias(cursor):
+                node = cursor.precnode.contents
+                found.append((node.order, _c.text(node.recordname), _c.text(item)))
     # By the order alone, which is each record's own.
     return [(record_name, item) for _, record_name, item in sorted(found)]
 

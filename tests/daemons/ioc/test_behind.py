@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.helpers.isolated import isolated
+from tests.helpers.records_here import MONITOR, Client, encoded_request, run, served
 
 COUNT = 50
-MONITOR = 13
+NUMBERS = [f"r{number}" for number in range(COUNT)]
 RECORDS = "".join(f'record(longout, "r{number}") {{}}\n' for number in range(COUNT)) + (
     'record(ao, "alarmed") { field(HIHI, "1000") field(HHSV, "MAJOR") }\nrecord(stringout, "text") {}\n'
+    'record(ao, "alone") { field(HIHI, "1000") field(HHSV, "MAJOR") }\n'
 )
-
-
-class Client:
-    """A raw client that reads when it is told to."""
-
-    def __init__(self, port: int) -> None:
-        from bench.wire import Driver
-
-        self.driver = Driver(port)
-        self.driver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.got: dict[int, list[tuple[int, bytes]]] = {}
-        """By ioid, the changed fields of each update as a mask of wire bits, and what follows them."""
-
-    def watch(self, names: list[str]) -> None:
-        from bench.wire import EMPTY_REQUEST
-
-        numbered = list(enumerate(self.driver.channels(names), 1))
-        for ioid, sid in numbered:
-            self.driver.send(MONITOR, struct.pack("<IIB", sid, ioid, 8) + EMPTY_REQUEST)
-            self.driver.wait_for(MONITOR)
-        for ioid, sid in numbered:
-            self.driver.send(MONITOR, struct.pack("<IIB", sid, ioid, 0x44))
-
-    def read(self) -> None:
-        """Read one update."""
-        payload = self.driver.wait_for(MONITOR)
-        (ioid, _) = struct.unpack_from("<IB", payload)
-        size = payload[5]
-        bits = int.from_bytes(payload[6 : 6 + size], "little")
-        self.got.setdefault(ioid, []).append((bits, payload[6 + size :]))
-
-    def until(self, done: Callable[[Client], bool]) -> None:
-        while not done(self):
-            self.read()
-
-    def last(self, ioid: int, code: str = "<i") -> Any:
-        """The last value that came."""
-        for bits, rest in reversed(self.got.get(ioid, [])):
-            if bits & 3:
-                return struct.unpack_from(code, rest)[0]
-        return None
 
 
 class Counts:
@@ -69,6 +29,18 @@ class Counts:
         self.read = self.made = 0
         for kind in (feed.Feed, number_feed.NumberFeed):
             self._count(kind)
+        self._count_rows()
+
+    def _count_rows(self) -> None:
+        from appliance.ioc.dbcore.number_rows import NumberRows
+
+        read = NumberRows.read
+
+        def counted_read(table: Any, rows: Any) -> Any:
+            self.read += len(rows)
+            return read(table, rows)
+
+        NumberRows.read = counted_read  # type: ignore[assignment,method-assign]
 
     def _count(self, kind: Any) -> None:
         read, update = kind.__dict__["_read_and_post"].__func__, kind.update
@@ -85,94 +57,33 @@ class Counts:
         kind.update = counted_update
 
 
-class Served:
-    """A database with its server in this process."""
-
-    def __init__(self, server: Any, stream: Any) -> None:
-        from appliance.ioc import dbcore
-
-        self.server = server
-        self.stream = stream
-        self.port: int = server.tcp_port
-        self.channels = {
-            name: dbcore.DBChannel(name)
-            for name in (*(f"r{number}" for number in range(COUNT)), "alarmed", "text")
-        }
-
-    async def put(self, values: dict[str, Any]) -> None:
-        """Write, and wait until all events have been handled."""
-        for name, value in values.items():
-            self.channels[name].put(value)
-        await self.settled()
-
-    async def settled(self) -> None:
-        """Wait until EPICS has delivered the events so far."""
-        seen = -1
-        for _ in range(3):
-            while seen != self.stream.hub.events or self.stream._pending:
-                seen = self.stream.hub.events
-                await asyncio.sleep(0.02)
-
-    async def clog(self) -> None:
-        """Change records until the connections of all clients take nothing more."""
-        for link in self.server.peers:
-            link._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        number = 1000
-        async with asyncio.timeout(120):
-            while any(link.writable for link in self.server.peers):
-                number += 1
-                for record in range(COUNT):
-                    self.channels[f"r{record}"].put(number)
-                await asyncio.sleep(0)
-
-
-@asynccontextmanager
-async def served() -> AsyncIterator[Served]:
-    from appliance.ioc import dbcore
-    from appliance.ioc.access import FieldAccess
-    from appliance.ioc.event_stream import EventStream
-    from appliance.ioc.putlog import PutLog
-    from appliance.ioc.record_source import RecordSource
-    from appliance.server import Server
-    from tests.helpers.ours import server_config
-
-    dbcore.boot()
-    dbcore.load_records_text(RECORDS)
-    dbcore.ioc_init()
-    config = server_config()
-    access = FieldAccess(lambda _: None, lambda _: None, config)
-    stream = EventStream(asyncio.get_running_loop())
-    source = RecordSource(stream, access, PutLog(access.traps))
-    access.attach(stream)
-    server = Server(config)
-    server.add_source("records", source)
-    async with server:
-        yield Served(server, stream)
-    source.close()
-    await access.close()
-    stream.close()
-
-
-def run(test: Callable[[], Any]) -> None:
-    from appliance.ioc import dbcore
-
-    asyncio.run(test())
-    dbcore.shutdown()
-
-
 @isolated
 def test_events_of_a_client_that_does_not_read_are_not_even_read_and_the_last_values_arrive(
     tmp_path: Path,
 ) -> None:
+    check_a_client_that_does_not_read(many=1000)
+
+
+@isolated
+def test_many_events_of_a_client_that_does_not_read_are_not_read_either(tmp_path: Path) -> None:
+    check_a_client_that_does_not_read(many=1)
+
+
+def check_a_client_that_does_not_read(many: int) -> None:
+    """``many`` are so many changes that they are handled at once."""
+
     async def test() -> None:
+        from appliance.ioc import number_feed
+
+        number_feed._MANY = many  # type: ignore[misc]
         from appliance.ioc.behind import Watched
 
         names = [f"r{number}" for number in range(COUNT)]
-        async with served() as ioc:
+        async with served(RECORDS, [*NUMBERS, "alarmed", "text", "alone"]) as ioc:
             client = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(client.watch, names)
             await asyncio.to_thread(client.until, lambda it: len(it.got) == COUNT)
-            await ioc.clog()
+            await ioc.clog(NUMBERS)
             await ioc.put(dict.fromkeys(names, 0))
             counts = Counts()
             unread = Watched.unread
@@ -199,21 +110,53 @@ def test_events_of_a_client_that_does_not_read_are_not_even_read_and_the_last_va
 
 @isolated
 def test_a_slow_client_of_a_record_does_not_hold_up_another_and_misses_no_alarm(tmp_path: Path) -> None:
+    check_a_slow_client_beside_another(many=1000)
+
+
+@isolated
+def test_a_slow_client_of_many_records_does_not_hold_up_another_and_misses_no_alarm(tmp_path: Path) -> None:
+    check_a_slow_client_beside_another(many=1)
+
+
+def check_a_slow_client_beside_another(many: int) -> None:
+    """``many`` are so many changes that they are handled at once."""
+
     async def test() -> None:
-        names = ["alarmed", *(f"r{number}" for number in range(COUNT))]
-        async with served() as ioc:
+        from appliance.ioc import number_feed
+
+        number_feed._MANY = many  # type: ignore[misc]
+        names = ["alarmed", "text", "alone", *(f"r{number}" for number in range(COUNT))]
+        async with served(RECORDS, [*NUMBERS, "alarmed", "text", "alone"]) as ioc:
             slow = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(slow.watch, names)
             await asyncio.to_thread(slow.until, lambda it: len(it.got) == len(names))
-            await ioc.put({"alarmed": 1.0})
-            await ioc.clog()
+            await ioc.put({"alarmed": 1.0, "text": "before", "alone": 1.0})
+            await ioc.put({"alone": 2.0})
+            await ioc.clog(NUMBERS)
             fast = await asyncio.to_thread(Client, ioc.port)
             await asyncio.to_thread(fast.watch, ["alarmed"])
             for number in range(2000, 2010):
                 await ioc.put({"alarmed": float(number)})
                 await asyncio.to_thread(fast.until, lambda it, n=number: it.last(1, "<d") == n)  # type: ignore[misc]
+            for text in ("several", "", "the last"):
+                await ioc.put({"text": text})
+            # Nobody reads this one meanwhile.
+            await ioc.put({"alone": 1000.0})
+            await ioc.put({"alone": 1001.0})
+            # One that comes now gets the present value, and takes nothing from the one that waits for it.
+            late = await asyncio.to_thread(Client, ioc.port)
+            await asyncio.to_thread(late.watch, ["alone"])
+            await asyncio.to_thread(late.until, lambda it: it.last(1, "<d") == 1001.0)
             slow.got.clear()
             await asyncio.to_thread(slow.until, lambda it: it.last(1, "<d") == 2009.0)
+            await asyncio.to_thread(slow.until, lambda it: 2 in it.got)
+            bits, rest = slow.got[2][-1]
+            assert rest[:9] == b"\x08the last"
+            assert rest[-2:] == bytes((1, bits & 0xFF)) or bits > 0xFF
+            await asyncio.to_thread(slow.until, lambda it: it.last(3, "<d") == 1001.0)
+            assert slow.got[3][-1][0] & 0b111010 == 0b111010
+            # It changed twice: the update says so.
+            assert slow.got[3][-1][1][-2:] != b"\0\0"
             # value 1, alarm.severity 3, status 4, message 5
             assert slow.got[1][-1][0] & 0b111010 == 0b111010
             assert sum(len(updates) for updates in fast.got.values()) >= 10
@@ -224,12 +167,8 @@ def test_a_slow_client_of_a_record_does_not_hold_up_another_and_misses_no_alarm(
 @isolated
 def test_a_client_that_acknowledges_nothing_costs_its_queue_and_no_more(tmp_path: Path) -> None:
     async def test() -> None:
-        from appliance.pva.typed import encode_typed
-        from appliance.pvdata.pvrequest import PVRequest
-
-        request = PVRequest("record[pipeline=true,queueSize=3]field()").value
-        options = b"".join(bytes(part) for part in encode_typed(request, big=False))
-        async with served() as ioc:
+        options = encoded_request("record[pipeline=true,queueSize=3]field()")
+        async with served(RECORDS, [*NUMBERS, "alarmed", "text", "alone"]) as ioc:
             client = await asyncio.to_thread(Client, ioc.port)
 
             def watch() -> None:
@@ -254,5 +193,33 @@ def test_a_client_that_acknowledges_nothing_costs_its_queue_and_no_more(tmp_path
                 await asyncio.to_thread(client.read)
             values = [struct.unpack_from("<i", rest)[0] for bits, rest in client.got[1] if bits & 3]
             assert values == [0, 1, 2, 3, 4, 5, 100], values
+
+    run(test)
+
+
+@isolated
+def test_what_is_read_early_for_a_client_that_is_behind_is_told_to_the_others_too(tmp_path: Path) -> None:
+    async def test() -> None:
+        from appliance.ioc import number_feed
+
+        number_feed._MANY = 1  # type: ignore[misc]
+        async with served(RECORDS, [*NUMBERS, "alone"]) as ioc:
+            clients = [await asyncio.to_thread(Client, ioc.port) for _ in range(2)]
+            for client in clients:
+                await asyncio.to_thread(client.watch, ["alone"])
+                await asyncio.to_thread(client.read)
+            for number in (1.0, 2.0, 3.0):
+                await ioc.put({"alone": number})
+                for client in clients:
+                    await asyncio.to_thread(client.until, lambda it, n=number: it.last(1, "<d") == n)  # type: ignore[misc]
+            (board,) = ioc.stream.boards.values()
+            first, _ = board._lanes
+            (pair, _) = board._pairs(np.array([row for row, feed in enumerate(board._feeds) if feed]))
+            # The record changes, and before its event comes the first client's turn to catch up does.
+            ioc.channels["alone"].put(4.0)
+            board._mark(first.number, np.array([pair]))
+            first.pump()
+            for client in clients:
+                await asyncio.to_thread(client.until, lambda it: it.last(1, "<d") == 4.0)
 
     run(test)

@@ -18,6 +18,7 @@ record(longout, "longout") {}
 record(int64out, "int64out") {}
 record(bo, "bo") { field(ZNAM, "off") field(ONAM, "on") }
 record(mbbo, "mbbo") { field(ZRVL, "0") field(ONVL, "1") field(TWVL, "2") field(TWST, "two") }
+record(stringout, "text") {}
 record(calc, "calc") { field(CALC, "VAL+1") }
 """
 TIME = {"timeStamp.secondsPastEpoch", "timeStamp.nanoseconds", "timeStamp.userTag"}
@@ -51,9 +52,10 @@ def marked(value: Value) -> set[str]:
         ("int64out", "value", [1 << 62, -(1 << 62), 1]),
         ("bo", "value.index", [1, 0, 1]),
         ("mbbo", "value.index", [2, 1, 2]),
+        ("text", "value", ["a", "", "x" * 39, "\u20ac 1", "b", "cc", "dddd", "eeeee", "a"]),
     ],
 )
-async def test_each_kind_of_number_comes_with_its_time_and_nothing_else(
+async def test_each_kind_of_value_comes_with_its_time_and_nothing_else(
     database: Path, name: str, field: str, values: list[Any]
 ) -> None:
     async with running_ioc("-S", "-d", database) as ioc, ioc.client() as client:

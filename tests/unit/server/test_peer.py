@@ -421,3 +421,24 @@ async def test_the_end_of_the_client_closes_its_channels() -> None:
     world.link.connection_lost(ConnectionResetError("lost"))
     assert list(world.peer.channels()) == []
     assert world.host.gone == [world.peer]
+
+
+async def test_what_always_has_more_to_send_does_not_keep_others_from_sending() -> None:
+    class Waiting:
+        def __init__(self, *, more: bool) -> None:
+            self.more = more
+            self.turns = 0
+
+        def pump(self) -> bool:
+            self.turns += 1
+            return self.more
+
+    world = await World().validated()
+    greedy, modest = Waiting(more=True), Waiting(more=False)
+    world.peer.dirty(greedy)
+    world.peer.dirty(modest)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    greedy.more = False
+    assert modest.turns == 1
+    assert greedy.turns > 1
