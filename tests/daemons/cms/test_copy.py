@@ -395,9 +395,7 @@ def test_a_backup_beside_the_log_of_what_it_replaces_is_refused_and_not_destroye
     Path(f"{where}-wal").write_bytes(log)
     for use in (
         lambda: Store(str(where), ISSUER).open(),
-        lambda: verify_audit(str(where)),
         lambda: copy_database(str(where), str(tmp_path / "to.db"), datetime.now(UTC)),
-        lambda: back_up(str(where), str(tmp_path / "again")),
     ):
         with pytest.raises(ConfigurationError, match=r"certs\.db-wal was left by another database"):
             use()
