@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from appliance.cms.dialect import is_sqlite, refuse_log_of_another
+from appliance.cms.dialect import is_sqlite
 from appliance.errors import ConfigurationError
 
 __all__ = ["Backups", "backup", "find_damage", "new_file"]
@@ -40,7 +40,6 @@ def backup(where: str, target: str) -> str:
         target += ".db"
     if not os.path.isfile(where):  # noqa: PTH113
         raise ConfigurationError("there is no database to back up", file=where)
-    refuse_log_of_another(where)
     with new_file(target, "the database cannot be copied") as partial:
         source = sqlite3.connect(f"file:{_quoted(where)}?mode=ro", uri=True)
         try:

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from appliance.cms import schema
 from appliance.cms.audit import VERIFIED, Progress, verify_on
 from appliance.cms.backup import backup, new_file
-from appliance.cms.dialect import Login, engine_for, is_sqlite, reason, shown
+from appliance.cms.dialect import Login, engine_for, is_sqlite, reason, refuse_log_of_another, shown
 from appliance.cms.model import SERVICE, posix
 from appliance.cms.replay import BESIDE, VOID, set_number
 from appliance.cms.transaction import Transaction
@@ -79,6 +79,9 @@ def copy_database(
     Raises:
         ConfigurationError: It was not done, and the target is as it was; the text says why.
     """
+    if is_sqlite(source):
+        with unused(source):
+            refuse_log_of_another(source)
     if source == target:
         raise ConfigurationError("the source and the target are the same database; name two")
     with (

@@ -190,7 +190,6 @@ def engine_for(
         return _server_engine(
             where, read_only=read_only, role=role, login=login_of(where) if login is None else login
         )
-    refuse_log_of_another(where)
     mode = "?mode=ro" if read_only else ""
     # As a URI, because the path may have any characters.
     from urllib.parse import quote
@@ -229,6 +228,9 @@ def refuse_log_of_another(where: str) -> None:
     """Refuse a file beside which another database's write-ahead log was left: SQLite would write that into it, and so destroy it.
 
     A backup that is put in the place of a database says that it has no such log. An empty file gets none: SQLite removes it.
+
+    Call it before this process has a connection to the file. To open and close it beside one takes SQLite's locks away from that
+    (POSIX locks are the process's), and another process that ends would then remove the log that is in use.
 
     Raises:
         ConfigurationError: There is such a log.

@@ -10,7 +10,13 @@ import os
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["InUse", "is_at", "keep_private"]
+__all__ = ["InUse", "create_private", "is_at", "keep_private"]
+
+
+def create_private(path: str) -> None:
+    """Make an empty file that only its owner can read, unless it is there. Whoever uses it says why it cannot be made."""
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def keep_private(path: str) -> None:

@@ -25,9 +25,9 @@ import sqlalchemy as sa
 
 from appliance.cms import schema
 from appliance.cms.database import Backoff, Database
-from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason
+from appliance.cms.dialect import Login, is_passing, is_sqlite, kind_of, reason, refuse_log_of_another
 from appliance.cms.grouped import LastCommit
-from appliance.cms.inuse import InUse, keep_private
+from appliance.cms.inuse import InUse, create_private, keep_private
 from appliance.cms.jobs import Again, Question, Results, Unsure, Waiting, merged
 from appliance.cms.statements import rows_of
 from appliance.cms.transaction import Authorities, Job, NextAt, StoreError, Transaction, not_computed
@@ -163,6 +163,8 @@ class Store:
                 self._connection = self._first_connection()
                 self._share(self._connection, is_start=True)
             else:
+                if not self.beside:
+                    refuse_log_of_another(self.where)
                 self._connection = self.database.connect("writer")
             self._migrate(self._connection)
             if is_sqlite(self.where):
@@ -202,11 +204,8 @@ class Store:
                 if is_sqlite(self.where)
                 else f"another pvacms of this host uses {path}; give each node its own data directory"
             ) from None
-        if not is_sqlite(self.where):
-            return
-        # The database is created with a mode for its owner only, so it is never readable by others.
-        with contextlib.suppress(OSError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if is_sqlite(self.where):
+            create_private(path)
 
     def _migrate(self, connection: sa.Connection) -> None:
         end = time.monotonic() + self.start_s
