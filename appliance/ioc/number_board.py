@@ -273,8 +273,8 @@ class _Lane:
     """All clients of one connection that are on a board."""
 
     __slots__ = (
-        "_client",
         "_board",
+        "_client",
         "_makers",
         "_queue",
         "_watcher",
