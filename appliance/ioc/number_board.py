@@ -3,20 +3,19 @@
 A feed that has a simple life - its clients take what comes, and want all of it - is on a board: what its clients were told is a
 row of a table. The events of hundreds of rows are read together, compared together, and each connection gets one piece of
 octets with a message for each of its rows. Whatever is not simple takes the feed off the board: another alarm, other
-properties, a client that comes or leaves. Then it is handled alone, as if there were no board, and comes back later.
-
-A connection that is behind has the rows that it waits for in its lane: they are read when there is room.
+properties, a client that comes or leaves, a connection that does not take more at once or has something else to do first. Then
+the feed is handled alone, as if there were no board, and comes back later. So nothing ever waits here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
 
 from appliance.epoch import EPICS_EPOCH_S
-from appliance.ioc.behind import Watched, Watcher
+from appliance.ioc.behind import Watcher
 from appliance.ioc.dbcore.number_rows import Flags, NumberRows, Octets, Rows
 from appliance.ioc.dbcore.number_view import NumberView
 from appliance.server.channel import ChannelOwner
@@ -24,8 +23,6 @@ from appliance.server.operation import PUMP_LIMIT, Pattern, Subscription
 
 __all__ = ["Board"]
 
-_AT_ONCE: Final = 1024
-"""Rows that a lane reads and sends together."""
 _TIME: Final = [("seconds", "u4"), ("nanoseconds", "u4"), ("tag", "u8")]
 _STRING: Final = 39
 """Octets of a text at most."""
@@ -53,14 +50,9 @@ class Member(Protocol):
         """The fields of a simple update, in leaf form."""
 
     row: int
-    missed: int
 
     def step_down(self) -> None:
         """Leave the board."""
-
-    @classmethod
-    def catch_up(cls, feeds: list[Any]) -> None:
-        """Read what was missed, one by one, and tell the clients."""
 
 
 def _client(watcher: Watcher) -> Subscription:
@@ -75,12 +67,14 @@ class Board:
 
     Args:
         feed: one of them.
+        kind: what they have in common.
         pattern: how an update of it looks.
         clients: the most clients that a feed on the board may have.
 
     """
 
-    def __init__(self, feed: Member, pattern: Pattern, clients: int) -> None:
+    def __init__(self, feed: Member, kind: Hashable, pattern: Pattern, clients: int) -> None:
+        self.kind = kind
         self.rows = NumberRows(feed.view)
         self.clients = clients
         """The most clients of a row."""
@@ -92,10 +86,6 @@ class Board:
         # What follows has an entry for each pair of a row and a client: as many to a row as it may have.
         self._lane_of = np.full(count * self.clients, -1, np.int32)
         self._ioid_of = np.zeros(count * self.clients, np.uint32)
-        self._waits = np.zeros(count * self.clients, np.bool_)
-        """Whether the client has to get the newest value when there is room."""
-        self._lost = np.zeros(count * self.clients, np.bool_)
-        """Whether more than one change waits."""
         self._lanes: list[_Lane | None] = []
         self._of: dict[ChannelOwner, int] = {}
 
@@ -117,9 +107,7 @@ class Board:
     def _grow(self) -> None:
         self._feeds += [None] * len(self._feeds)
         self._lane_of = np.concatenate([self._lane_of, np.full_like(self._lane_of, -1)])
-        for name in ("_ioid_of", "_waits", "_lost"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, np.zeros_like(array)]))
+        self._ioid_of = np.concatenate([self._ioid_of, np.zeros_like(self._ioid_of)])
 
     def _lane(self, watcher: Watcher) -> int:
         owner = _client(watcher).channel.owner
@@ -130,36 +118,27 @@ class Board:
             else:
                 number = len(self._lanes)
                 self._lanes.append(None)
-            self._lanes[number] = _Lane(self, number, watcher)
+            self._lanes[number] = _Lane(self, watcher)
             self._of[owner] = number
         lane = self._lanes[number]
         assert lane is not None
         lane.users += 1
         return number
 
-    def give_back(self, row: int, watchers: Sequence[Watcher]) -> tuple[Any, tuple[bytes, ...]]:
-        """Take a feed off; return what its clients were told, and mark those that wait for something."""
-        feed = self._feeds[row]
-        assert feed is not None
+    def give_back(self, row: int) -> tuple[Any, tuple[bytes, ...]]:
+        """Take a feed off; return what its clients were told."""
+        assert self._feeds[row] is not None
         self._feeds[row] = None
         self.rows.remove(row)
-        first = row * self.clients
-        for pair, watcher in enumerate(watchers, first):
+        for pair in range(row * self.clients, (row + 1) * self.clients):
             number = int(self._lane_of[pair])
+            if number < 0:
+                continue
+            self._lane_of[pair] = -1
             lane = self._lanes[number]
             assert lane is not None
-            self._lane_of[pair] = -1
-            if self._waits[pair]:
-                self._waits[pair] = False
-                lane.waiting -= 1
-                watcher.mark(feed.bits, feed.bits if self._lost[pair] else 0)
-                # Its value has not been read.
-                feed.missed = max(feed.missed, 1)
-                self._lost[pair] = False
             lane.users -= 1
             if not lane.users:
-                # The connection may still pump it, when its number belongs to another one.
-                lane.clear()
                 self._lanes[number] = None
                 del self._of[lane.owner]
         return self.rows.told(row)
@@ -169,28 +148,27 @@ class Board:
     def post(self, feeds: Sequence[Member]) -> list[Member]:
         """Handle an event of each feed; return those that have to be handled alone, which are off the board now."""
         rows = np.fromiter([feed.row for feed in feeds], np.intp, len(feeds))
-        pairs = self._pairs(rows)
-        lanes = self._lane_of[pairs]
-        behind = [
+        others: list[Member] = []
+        lanes = self._lane_of[self._pairs(rows)]
+        late = [
             number
             for number in np.unique(lanes).tolist()
             if (lane := self._lanes[number]) is not None and not lane.is_ready()
         ]
-        if behind:
-            late = np.isin(lanes, behind)
-            for number in behind:
-                self._mark(number, pairs[lanes == number])
-            pairs = pairs[~late]
-            lanes = lanes[~late]
-            rows = np.unique(pairs // self.clients)
+        if late:
+            of_rows = self._lane_of.reshape(-1, self.clients)[rows]
+            waits: Flags = np.asarray(np.isin(of_rows, late).any(1))
+            others = self._off(rows, ~waits)
+            rows = rows[~waits]
             if not len(rows):
-                return []
+                return others
+        pairs = self._pairs(rows)
         seen = self.rows.read(rows)
         same, new = self.rows.compare(rows, seen)
         plain = same & new
         self.rows.note(rows, seen, plain)
-        self._send(rows, seen, plain, pairs, lanes)
-        return self._off(rows, plain)
+        self._send(rows, seen, plain, pairs)
+        return others + self._off(rows, plain)
 
     def _pairs(self, rows: Rows) -> Rows:
         """Return the pairs of some rows."""
@@ -208,155 +186,52 @@ class Board:
             others.append(feed)
         return others
 
-    def _send(self, rows: Rows, seen: Octets, plain: Flags, pairs: Rows, lanes: Any) -> None:
+    def _send(self, rows: Rows, seen: Octets, plain: Flags, pairs: Rows) -> None:
         """Send the rows that are plain to their clients."""
         where = np.zeros(len(self._feeds), np.intp)
         where[rows] = np.arange(len(rows))
         index = where[pairs // self.clients]
         good = plain[index]
+        lanes = self._lane_of[pairs]
         for number in np.unique(lanes).tolist():
             lane = self._lanes[number]
             assert lane is not None
             chosen = good & (lanes == number)
             lane.send(self._ioid_of[pairs[chosen]], seen[index[chosen]])
 
-    # -- clients that are behind -----------------------------------------------------------------------
-
-    def _mark(self, number: int, pairs: Rows) -> None:
-        """Note that a client has to get these when there is room."""
-        lane = self._lanes[number]
-        assert lane is not None
-        Watched.unread += len(pairs)
-        waits = self._waits[pairs]
-        self._lost[pairs[waits]] = True
-        fresh = pairs[~waits]
-        if len(fresh):
-            self._waits[fresh] = True
-            lane.add(fresh)
-
-    def catch_up(self, lane: _Lane, pairs: Rows) -> list[Member]:
-        """Send a client the newest values; return the feeds that have to be handled alone."""
-        # A feed may have left its row since, and another have taken it: then it does not wait, or waits twice in the lane.
-        pairs = np.unique(pairs[self._waits[pairs] & (self._lane_of[pairs] == lane.number)])
-        if not len(pairs):
-            return []
-        rows = pairs // self.clients
-        seen = self.rows.read(rows)
-        # The value may have been told to another client already; this one waits for it all the same.
-        plain, new = self.rows.compare(rows, seen)
-        self.rows.note(rows, seen, plain)
-        sent = pairs[plain]
-        lost = self._lost[sent]
-        self._waits[sent] = self._lost[sent] = False
-        lane.waiting -= len(sent)
-        lane.send(self._ioid_of[sent], seen[plain], lost)
-        if (plain & new).any():
-            self._tell_others(lane, rows[plain & new], seen[plain & new])
-        return self._off(rows, plain)
-
-    def _tell_others(self, lane: _Lane, rows: Rows, seen: Octets) -> None:
-        """Tell the other clients of what was read for one: when its event comes, it will be no news any more."""
-        pairs = self._pairs(rows)
-        pairs = pairs[(self._lane_of[pairs] != lane.number) & ~self._waits[pairs]]
-        lanes = self._lane_of[pairs]
-        for number in np.unique(lanes).tolist():
-            other = self._lanes[number]
-            assert other is not None
-            if not other.is_ready():
-                self._mark(number, pairs[lanes == number])
-                pairs, lanes = pairs[lanes != number], lanes[lanes != number]
-        if len(pairs):
-            self._send(rows, seen, np.ones(len(rows), np.bool_), pairs, lanes)
-
 
 class _Lane:
     """All clients of one connection that are on a board."""
 
-    __slots__ = (
-        "_board",
-        "_client",
-        "_makers",
-        "_queue",
-        "_watcher",
-        "is_dirty",
-        "number",
-        "owner",
-        "users",
-        "waiting",
-    )
+    __slots__ = ("_board", "_client", "_make", "_watcher", "owner", "users")
 
-    def __init__(self, board: Board, number: int, watcher: Watcher) -> None:
+    def __init__(self, board: Board, watcher: Watcher) -> None:
         self._board = board
         self._watcher = watcher
-        self.number = number
         self._client = _client(watcher)
         self.owner = self._client.channel.owner
         self.users = 0
-        self._queue: list[Rows] = []
-        self.waiting = 0
-        """How many rows wait for room."""
-        self.is_dirty = False
-        self._makers: dict[bool, _Maker] = {}
+        self._make: _Maker | None = None
 
     def is_ready(self) -> bool:
-        """Whether an update may be sent at once."""
-        stream = self.owner.stream
+        """Whether updates may be sent at once: there is room, and no subscription has ended without the feed's knowledge."""
+        owner, stream = self.owner, self.owner.stream
         return (
-            not self.waiting
-            and not self._watcher.backlog.is_behind
-            and self.owner.held is None
+            not self._watcher.backlog.is_behind
+            and owner.held is None
             and stream.writable
             and self._client.wire.outbox.size <= PUMP_LIMIT
+            and not stream.waits
+            and not self._client.wire.connection.events
         )
 
-    def add(self, pairs: Rows) -> None:
-        """Put rows at the end of those that wait."""
-        self._queue.append(pairs)
-        self.waiting += len(pairs)
-        if not self.is_dirty:
-            self.is_dirty = True
-            self.owner.dirty(self)
-
-    def clear(self) -> None:
-        """Forget what waits."""
-        self._queue.clear()
-
-    def pump(self) -> bool:
-        """Send what waits longest; return whether there is more."""
-        queue, size = self._queue, 0
-        batch: list[Rows] = []
-        while queue and size < _AT_ONCE:
-            part = queue.pop(0)
-            room = _AT_ONCE - size
-            if len(part) > room:
-                queue.insert(0, part[room:])
-                part = part[:room]
-            batch.append(part)
-            size += len(part)
-        if batch:
-            others = self._board.catch_up(self, np.concatenate(batch))
-            if others:
-                type(others[0]).catch_up(others)
-        if queue:
-            return True
-        self.is_dirty = False
-        return False
-
-    def send(self, ioids: Any, seen: Octets, lost: Any = None) -> None:
+    def send(self, ioids: Any, seen: Octets) -> None:
         """Send an update for each row of ``seen``."""
-        if lost is not None and lost.any():
-            self._put(ioids[~lost], seen[~lost], lost=False)
-            self._put(ioids[lost], seen[lost], lost=True)
-        else:
-            self._put(ioids, seen, lost=False)
-
-    def _put(self, ioids: Any, seen: Octets, *, lost: bool) -> None:
         if not len(ioids):
             return
-        make = self._makers.get(lost)
-        if make is None:
-            make = self._makers[lost] = _maker(self._board, lost=lost)
-        octets = make(ioids, seen)
+        if self._make is None:
+            self._make = _maker(self._board)
+        octets = self._make(ioids, seen)
         outbox = self._client.wire.outbox
         outbox.chunks.append(octets)
         outbox.size += len(octets)
@@ -365,11 +240,11 @@ class _Lane:
             stream.schedule_flush()
 
 
-def _maker(board: Board, *, lost: bool) -> _Maker:
-    """Return the function that makes the messages for some rows; ``lost`` if earlier changes of them were left out."""
+def _maker(board: Board) -> _Maker:
+    """Return the function that makes the messages for some rows."""
     pattern = board.pattern
     order = ">" if pattern.big else "<"
-    tail = pattern.lost if lost else pattern.tail
+    tail = pattern.tail
     text = [("length", "u1"), ("text", f"V{_STRING}")]
     value = text if board.is_text else [("value", order + board.code)]
     kind = np.dtype(

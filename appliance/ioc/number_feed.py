@@ -8,7 +8,7 @@ slow client) are handled as in all other feeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from appliance.epoch import EPICS_EPOCH_S
@@ -30,6 +30,8 @@ __all__ = ["NumberFeed"]
 
 _MANY: Final = 24
 """Feeds that change together from which a board costs less than handling each alone."""
+_FEW: Final = 8
+"""Feeds of one board below which handling each alone costs less. It is lower, so that they do not come and go all the time."""
 _CLIENTS: Final = 4
 """Clients of one record up to which its feed can be on a board."""
 _MOST: Final = 64
@@ -102,7 +104,7 @@ class NumberFeed(Feed):
             else:
                 boards.setdefault(feed._board, []).append(feed)
         for board, feeds in boards.items():
-            if len(feeds) >= _MANY:
+            if len(feeds) >= min(_FEW, _MANY):
                 cls._read_and_post(cast("list[NumberFeed]", board.post(feeds)))
             else:
                 for feed in feeds:
@@ -111,11 +113,22 @@ class NumberFeed(Feed):
         rest = [feed for feed in alone if feed.is_open and not feed.skips()]
         cls._read_and_post(rest)
         if len(sinks) >= _MANY:
-            for feed in rest:
-                feed._step_up()
+            cls._step_up(rest, {board: len(feeds) for board, feeds in boards.items()})
 
-    def _step_up(self) -> None:
-        """Go on a board, if there are only clients that take what comes."""
+    @classmethod
+    def _step_up(cls, feeds: Sequence[NumberFeed], on_boards: dict[Board, int]) -> None:
+        """Let feeds go on boards: those that are many alike, with the ones that changed on the board of their kind."""
+        alike: dict[Hashable, list[NumberFeed]] = {}
+        for feed in feeds:
+            alike.setdefault((feed.value_code, feed.view.places), []).append(feed)
+        for kind, some in alike.items():
+            there = sum(count for board, count in on_boards.items() if board.kind == kind)
+            if len(some) + there >= _MANY:
+                for feed in some:
+                    feed._go_on_board(kind)
+
+    def _go_on_board(self, kind: Hashable) -> None:
+        """Go on the board of a kind, if there are only clients that take what comes."""
         watchers = self.watchers
         if self._has_new or self.missed or not 1 <= len(watchers) <= _CLIENTS:
             return
@@ -124,27 +137,27 @@ class NumberFeed(Feed):
             subscription = watcher.subscription
             if not isinstance(subscription, Subscription) or subscription.queue or subscription.finishing:
                 return
-            if watcher.is_marked or watcher.send is None:
+            if watcher.is_marked or watcher.keeps or watcher.send is None or watcher.backlog.is_behind:
                 return
             patterns.add(subscription.pattern(self.bits, _MOST))
         pattern = patterns.pop()
         if pattern is None or patterns:
             return
-        key = (self.IS_TEXT, self.value_code, self.view.places, pattern)
+        key = (self.IS_TEXT, kind, pattern)
         board = self._boards.get(key)
         if board is None:
             # numpy comes with the first of many changes: an IOC of a few records is smaller without it.
             from appliance.ioc.number_board import Board
 
-            board = self._boards[key] = Board(self, pattern, _CLIENTS)
-        self._board = board
+            board = self._boards[key] = Board(self, kind, pattern, _CLIENTS)
         self.row = board.take(self, list(watchers.values()), self._raw, self._known)
+        self._board = board
 
     def step_down(self) -> None:
         """Leave the board, with what clients were told meanwhile."""
         board, self._board = self._board, None
         if board is not None:
-            self._raw, _ = board.give_back(self.row, list(self.watchers.values()))
+            self._raw, _ = board.give_back(self.row)
             self.row = -1
 
     # -- one by one ------------------------------------------------------------------------------------

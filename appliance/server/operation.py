@@ -363,8 +363,6 @@ class Pattern(NamedTuple):
     """The bit set of the fields."""
     tail: bytes
     """The bit set of lost changes: none."""
-    lost: bytes
-    """The same: each of the fields has lost one."""
     big: bool
     """Whether numbers are big-endian."""
 
@@ -564,9 +562,9 @@ class Subscription(Operation):
             return None
         big = wire.connection.big
         marked = encode_bitset(wire_bits(wire.type, bits), big)
-        tail, lost = encode_bitset(0, big), encode_bitset(bits, big)
-        head = wire.update_head(len(marked) + size + len(lost))
-        return None if head is None else Pattern(head[:4], marked, tail, lost, big)
+        tail = encode_bitset(0, big)
+        head = wire.update_head(len(marked) + size + len(tail))
+        return None if head is None else Pattern(head[:4], marked, tail, big)
 
     def _size_of(self, update: Update) -> int:
         wire = self.wire

@@ -7,8 +7,6 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.helpers.isolated import isolated
 from tests.helpers.records_here import MONITOR, Client, encoded_request, run, served
 
@@ -193,33 +191,5 @@ def test_a_client_that_acknowledges_nothing_costs_its_queue_and_no_more(tmp_path
                 await asyncio.to_thread(client.read)
             values = [struct.unpack_from("<i", rest)[0] for bits, rest in client.got[1] if bits & 3]
             assert values == [0, 1, 2, 3, 4, 5, 100], values
-
-    run(test)
-
-
-@isolated
-def test_what_is_read_early_for_a_client_that_is_behind_is_told_to_the_others_too(tmp_path: Path) -> None:
-    async def test() -> None:
-        from appliance.ioc import number_feed
-
-        number_feed._MANY = 1  # type: ignore[misc]
-        async with served(RECORDS, [*NUMBERS, "alone"]) as ioc:
-            clients = [await asyncio.to_thread(Client, ioc.port) for _ in range(2)]
-            for client in clients:
-                await asyncio.to_thread(client.watch, ["alone"])
-                await asyncio.to_thread(client.read)
-            for number in (1.0, 2.0, 3.0):
-                await ioc.put({"alone": number})
-                for client in clients:
-                    await asyncio.to_thread(client.until, lambda it, n=number: it.last(1, "<d") == n)  # type: ignore[misc]
-            (board,) = ioc.stream.boards.values()
-            first, _ = board._lanes
-            (pair, _) = board._pairs(np.array([row for row, feed in enumerate(board._feeds) if feed]))
-            # The record changes, and before its event comes the first client's turn to catch up does.
-            ioc.channels["alone"].put(4.0)
-            board._mark(first.number, np.array([pair]))
-            first.pump()
-            for client in clients:
-                await asyncio.to_thread(client.until, lambda it: it.last(1, "<d") == 4.0)
 
     run(test)
