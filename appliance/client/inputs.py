@@ -46,10 +46,16 @@ class ExternalInputs:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
         self._opening: asyncio.Task[Context] | None = None
+        self._wanted: frozenset[str] = frozenset()
+        self._is_reopening = False
 
     def follow(self, names: Iterable[str]) -> None:
         """Follow exactly these inputs."""
-        wanted = set(names)
+        wanted = self._wanted = frozenset(names)
+        if self._is_reopening:
+            for name in wanted:
+                self._changed(name, None)
+            return
         for name in [name for name in self._tasks if name not in wanted]:
             self._tasks.pop(name).cancel()
         for name in wanted - self._tasks.keys():
@@ -118,12 +124,16 @@ class ExternalInputs:
 
     async def reopen(self) -> None:
         """Follow the same inputs with a new client; rules that use them do not hold meanwhile."""
-        names = list(self._tasks)
-        for name in names:
+        for name in list(self._tasks):
             self._changed(name, None)
-        await self.close()
+        self._is_reopening = True
+        try:
+            await self.close()
+        finally:
+            self._is_reopening = False
         self._stack = AsyncExitStack()
-        self.follow(names)
+        # Other rules may have been read meanwhile.
+        self.follow(self._wanted)
 
     async def close(self) -> None:
         """Stop following all inputs, and close the client."""

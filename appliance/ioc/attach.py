@@ -1,6 +1,7 @@
 """The console of an IOC that runs as a daemon, on a terminal: with history, and with completion by that IOC.
 
 A line that begins with a TAB is a question for completions: the word, a TAB and the line. The answer is one completion on each line.
+From the first question on the IOC writes a NUL before each prompt: no output has one, so none can be taken for a prompt.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import sys
 from typing import Final
 
 from appliance.errors import ApplianceError
-from appliance.ioc.editing import prepare_editing
+from appliance.ioc.editing import plain, prepare_editing
 
 __all__ = ["attach"]
 
 _PROMPT: Final = "epics> "
+_END: Final = f"\0{_PROMPT}"
 _PIECE: Final = 65536
 
 
@@ -29,6 +31,7 @@ class _Console:
             self._sock.close()
             raise ApplianceError(_why(path, error)) from None
         self._found: list[str] = []
+        self._end = _PROMPT
 
     def answer(self, line: str | None = None, *, shown: bool = True) -> str | None:
         """Send a line, and take all up to the next prompt; None if the IOC closed the console.
@@ -43,13 +46,13 @@ class _Console:
         try:
             if line is not None:
                 self._sock.sendall((line + "\n").encode("utf-8", "surrogateescape"))
-            while tail != _PROMPT:
+            while tail != self._end:
                 piece = self._sock.recv(_PIECE)
                 text = tail + decoder.decode(piece, final=not piece)
-                tail = text[-len(_PROMPT) :] if piece else ""
+                tail = text[-len(self._end) :] if piece else ""
                 parts.append(text[: len(text) - len(tail)])
                 if shown:
-                    sys.stdout.write(parts.pop())
+                    sys.stdout.write(plain(parts.pop()))
                     sys.stdout.flush()
                 if not piece:
                     return None
@@ -57,10 +60,20 @@ class _Console:
             return None
         return "".join(parts)
 
+    def begin(self) -> bool:
+        """Take the first prompt, and have the others marked; return whether the console is open."""
+        if self.answer() is None:
+            return False
+        self._end = _END
+        return self.answer("\t\t", shown=False) is not None
+
     def complete(self, text: str, state: int, line: str) -> str | None:
         """Ask the IOC, as readline asks us."""
         if state == 0:
-            self._found = (self.answer(f"\t{text}\t{line}", shown=False) or "").split("\n")[:-1]
+            said = self.answer(f"\t{text}\t{line}", shown=False) or ""
+            self._found = [
+                each for each in said.split("\n")[:-1] if each.startswith(text) and each.isprintable()
+            ]
         return self._found[state] if state < len(self._found) else None
 
 
@@ -85,7 +98,7 @@ def attach(path: str) -> bool:
     if edits:
         prepare_editing(console)
     prompt = os.environ.get("IOCSH_PS1") or _PROMPT
-    if console.answer() is None:
+    if not console.begin():
         return False
     while True:
         try:

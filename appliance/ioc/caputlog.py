@@ -15,6 +15,7 @@ import os
 import queue
 import re
 import socket
+import stat
 import threading
 import time
 from datetime import datetime
@@ -37,6 +38,8 @@ _MODES: Final = {
 _PORT: Final = 7011
 _QUEUE: Final = 1000
 """Puts that wait to become lines, and lines that wait for one server."""
+_WAITING: Final = 64 << 20
+"""Octets of values that wait to become lines, at most: a disk may stand still while large arrays are put."""
 _PAUSE_S: Final = 5.0
 _BURST_S: Final = 5.0
 _END_S: Final = 5.0
@@ -82,7 +85,7 @@ class NotedPut:
         new: The value.
     """
 
-    __slots__ = ("account", "failed", "host", "method", "new", "old", "place", "pv", "when")
+    __slots__ = ("account", "failed", "host", "method", "new", "octets", "old", "place", "pv", "when")
 
     def __init__(self, pv: str, place: str, account: str, method: str, host: str, old: Any, new: Any) -> None:
         self.when = time.time()
@@ -91,19 +94,35 @@ class NotedPut:
         self.account = account[:_NAME]
         self.method = method
         # Without the port of the client, which caPutLog does not have.
-        self.host = (host.rpartition(":")[0] or host)[:_NAME]
+        self.host = _without_port(host)[:_NAME]
         self.old = old
         self.new = new
         self.failed = False
+        self.octets = sum(_octets_of(value) for value in (old, new))
+
+
+def _octets_of(value: Any) -> int:
+    """Return about how much memory a value takes."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    return len(value) * 8 if isinstance(value, (str, bytes, list, tuple)) else 64
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0]
 
 
 class _Burst:
     """Puts to one field that follow each other; the last one may still fail."""
 
-    __slots__ = ("_pending", "changes", "count", "greatest", "last", "least", "old", "place")
+    __slots__ = ("_pending", "changes", "count", "greatest", "last", "least", "old", "place", "who")
 
     def __init__(self, put: NotedPut) -> None:
         self.place = put.place
+        self.who = put.account, put.method, put.host
         self.last: NotedPut | None = None
         self.old = self.least = self.greatest = None
         self.count = 0
@@ -111,6 +130,10 @@ class _Burst:
         self.changes = False
         """Whether a put brought another value."""
         self._pending: NotedPut | None = put
+
+    def takes(self, put: NotedPut) -> bool:
+        """Whether a put belongs to it: nobody's puts are told as another one's."""
+        return put.place == self.place and (put.account, put.method, put.host) == self.who
 
     def add(self, put: NotedPut) -> None:
         """Add the next put; the one before it was done, or has failed, by now."""
@@ -143,6 +166,10 @@ def parse_servers(text: str) -> list[tuple[str, int]]:
         host = host.strip("[]")
         if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise ConfigurationError(f"{word!r} is no log server: write HOST or HOST:PORT")
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ConfigurationError(f"{word!r} is no log server: {host!r} is no name of a host") from None
         found.append((host, int(port)))
     return found
 
@@ -181,11 +208,11 @@ class _Server(threading.Thread):
                         _log.info("caPutLog: %s:%d: connected", *self.address)
                     self.is_connected, told = True, False
                     self._serve(sock)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 if not told:
                     _log.warning(
                         "caPutLog: %s:%d: %s; its lines wait, %d at most",
-                        *self.address, error.strerror or error, _QUEUE,
+                        *self.address, getattr(error, "strerror", None) or error, _QUEUE,
                     )  # fmt: skip
                 told = True
             self.is_connected = False
@@ -225,8 +252,13 @@ class _File:
         self._fd = self._open()
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self.path, flags, 0o600)
+        # A FIFO without a reader would hold up the IOC for ever.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(self.path, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(0, "it is no regular file")
+        return fd
 
     def write(self, line: bytes) -> None:
         """Append a line.
@@ -271,6 +303,9 @@ class CaPutLog:
         self._file: _File | None = None
         self._file_failed = False
         self._puts: queue.Queue[NotedPut | None] = queue.Queue(_QUEUE)
+        self._waiting = 0
+        """Octets of the values that wait."""
+        self._counting = threading.Lock()
         self._worker: threading.Thread | None = None
 
     @property
@@ -363,12 +398,18 @@ class CaPutLog:
         """Log a put; never waits."""
         if self._worker is None or self.mode == NONE:
             return
-        try:
-            self._puts.put_nowait(put)
-        except queue.Full:
-            self.overflows += 1
-            if self.overflows == 1:
-                _log.warning("caPutLog: puts come faster than they are logged: some have no line")
+        if self._waiting + put.octets <= _WAITING:
+            with contextlib.suppress(queue.Full):
+                # Counted before: the worker may have it, and count it off, at once.
+                with self._counting:
+                    self._waiting += put.octets
+                self._puts.put_nowait(put)
+                return
+            with self._counting:
+                self._waiting -= put.octets
+        self.overflows += 1
+        if self.overflows == 1:
+            _log.warning("caPutLog: puts come faster than they are logged: some have no line")
 
     def _work(self) -> None:
         burst: _Burst | None = None
@@ -380,23 +421,28 @@ class CaPutLog:
                     self._write(burst)
                 burst = None
                 continue
-            if burst is not None and (put is None or put.place != burst.place or self.mode == ALL_NO_FILTER):
+            if burst is not None and (put is None or not burst.takes(put) or self.mode == ALL_NO_FILTER):
                 self._write(burst)
                 burst = None
             if put is None:
                 return
+            with self._counting:
+                self._waiting -= put.octets
             self.total += 1
             if burst is None:
                 burst = _Burst(put)
             else:
-                burst.add(put)
+                try:
+                    burst.add(put)
+                except Exception:  # noqa: BLE001 - the next put must still be logged
+                    _log.exception("caPutLog: a put has no line")
 
     def _write(self, burst: _Burst) -> None:
-        burst.settle()
-        put = burst.last
-        if put is None or (self.mode == ON_CHANGE and not burst.changes):
-            return
         try:
+            burst.settle()
+            put = burst.last
+            if put is None or (self.mode == ON_CHANGE and not burst.changes):
+                return
             line = (self._json(burst, put) if self.is_json else self._text(burst, put)).encode() + b"\n"
             for server in self._servers:
                 server.send(self.prefix.encode() + line)

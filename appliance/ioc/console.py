@@ -21,6 +21,7 @@ from typing import Final
 
 from appliance.errors import ConfigurationError
 from appliance.ioc.completion import Completer
+from appliance.ioc.editing import plain
 from appliance.ioc.lines import captured_line
 
 __all__ = ["Console"]
@@ -119,11 +120,14 @@ class Console:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str) -> None:
+        prompt = _PROMPT
         while True:
-            writer.write(_PROMPT)
+            writer.write(prompt)
             await writer.drain()
             line = await reader.readline()
             if line.startswith(b"\t"):
+                # A program is at the other end. No output has a NUL, so it can tell the prompt from it.
+                prompt = b"\0" + _PROMPT
                 await self._complete(line, writer)
                 continue
             command = line.decode("utf-8", "replace").strip()
@@ -135,7 +139,7 @@ class Console:
             _log.info("%s: %s", who, command, extra=told)
             async with self._one:
                 ok, text = await asyncio.to_thread(captured_line, command)
-            writer.write(text.encode())
+            writer.write(plain(text).encode())
             if not ok:
                 writer.write(b"(failed)\n")
 

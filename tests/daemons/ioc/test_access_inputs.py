@@ -299,3 +299,31 @@ async def test_an_input_whose_certificate_is_in_doubt_counts_as_lost(
                 await until(lambda: values["remote:mode"] == 2.0)
             finally:
                 await inputs.close()
+
+
+async def test_rules_that_are_read_while_the_client_is_exchanged_are_followed() -> None:
+    told: list[tuple[str, float | None]] = []
+    closing, go = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def opener() -> AsyncIterator[Context]:
+        async with Context(
+            resolve_client({"addr_list": "127.0.0.1:9", "auto_addr_list": False}, environ={}).config
+        ) as client:
+            yield client
+            closing.set()
+            await go.wait()
+
+    inputs = ExternalInputs(lambda name, value: told.append((name, value)), opener)
+    inputs.follow(["old"])
+    async with asyncio.timeout(30):
+        while inputs._opening is None or not inputs._opening.done():
+            await asyncio.sleep(0.01)
+        exchange = asyncio.create_task(inputs.reopen())
+        await closing.wait()
+        inputs.follow(["new"])
+        assert ("new", None) in told
+        go.set()
+        await exchange
+        assert inputs._tasks.keys() == {"new"}
+        await inputs.close()

@@ -7,6 +7,7 @@ import pty
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.ioc import attach
 from appliance.quickstart.layout import Layout, Ports
 from tests.helpers.ioc_process import environment
 from tests.helpers.ports import free_port
@@ -151,6 +153,10 @@ def test_editing_and_prompt_follow_the_variables_of_epics(files: Path) -> None:
 @pytest.fixture
 def daemon(files: Path) -> Iterator[Path]:
     """A daemon's console."""
+    yield from running_daemon(files)
+
+
+def running_daemon(files: Path) -> Iterator[Path]:
     (files / "ioc.yml").write_text("databases: [{file: some.db}]\nconsole: console\n")
     env = environment(free_port(), free_port())
     command = [sys.executable, "-m", "appliance.cli.softiocpvx", "--config", "ioc.yml"]
@@ -195,6 +201,44 @@ def test_history_and_completion_work_at_the_console_of_a_daemon(daemon: Path) ->
     assert "dbpf room:pressure 3" in logged
     # Questions for completions are no commands.
     assert "\t" not in logged
+
+
+def test_what_clients_write_neither_commands_a_terminal_nor_looks_like_a_prompt(files: Path) -> None:
+    with (files / "some.db").open("a") as database:
+        database.write(
+            r'record(lsi, "room:note") { field(SIZV, "200") field(DESC, "a\x1b]0;title\ab") }' + "\n"
+        )
+        database.write('record(stringin, "room:prompt") { field(DESC, "epics> epics> ") }\n')
+    for daemon in running_daemon(files):
+        done = subprocess.run(
+            ATTACH,
+            cwd=daemon,
+            input="dbpr room:note\n" * 2,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0
+        assert done.stdout.count(r"a\x1b]0;title\x07b") == 2
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+            plain.connect(str(daemon / "console"))
+            plain.sendall(b"dbpr room:note\nexit\n")
+            said = b""
+            while piece := plain.recv(4096):
+                said += piece
+        assert rb"a\x1b]0;title\x07b" in said
+        assert b"\0" not in said
+        # A marked prompt follows a question, and no output has its mark.
+        console = attach._Console(str(daemon / "console"))
+        assert console.begin()
+        for _ in range(3):
+            said_again = console.answer("dbpr room:prompt", shown=False)
+            assert said_again is not None
+            assert "DESC: epics> epics>" in said_again
+            assert said_again.endswith("\n")
+        assert console.complete("room:n", 0, "dbgf room:n") == "room:note"
+        assert console.complete("room:n", 1, "dbgf room:n") is None
 
 
 def test_lines_of_a_file_are_run_at_the_console(daemon: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import threading
@@ -152,6 +153,30 @@ def test_puts_to_one_field_that_follow_each_other_are_one_line_with_least_and_gr
     assert "burst" not in other
 
 
+def test_a_burst_is_of_one_client(log: CaPutLog, tmp_path: Path) -> None:
+    found = json_of(
+        log, tmp_path, put(999.0, 1.0, account="mallory", host="10.6.6.6:1"), put(1.0, 999.0), put(2.0, 1.0)
+    )
+    assert [(each["user"], each["host"], each["new"]) for each in found] == [
+        ("mallory", "10.6.6.6", 999.0),
+        ("operator", "10.0.0.7", 2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("10.0.0.7", "10.0.0.7"), ("[fe80::1]:5075", "fe80::1"), ("fe80::1", "fe80::1")]
+)
+def test_the_host_is_the_whole_address(log: CaPutLog, tmp_path: Path, host: str, shown: str) -> None:
+    (found,) = json_of(log, tmp_path, put(1.0, host=host))
+    assert found["host"] == shown
+
+
+def test_a_put_that_cannot_be_compared_costs_its_own_line_only(log: CaPutLog, tmp_path: Path) -> None:
+    odd = {"a": np.array([1, 2])}
+    lines = lines_of(log, tmp_path, put(odd, {"a": np.array([1, 3])}), put(2.0, pv="other"))
+    assert [line.split()[4] for line in lines][-1:] == ["other"]
+
+
 def test_a_burst_in_text_has_least_and_greatest(log: CaPutLog, tmp_path: Path) -> None:
     (line,) = lines_of(log, tmp_path, put(5.0, 1.0), put(2.0, 5.0))
     assert line.endswith(" ao new=2 old=1 min=2 max=5")
@@ -275,6 +300,12 @@ def test_what_is_no_server_is_refused(text: str) -> None:
         parse_servers(text)
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_what_can_be_no_name_of_a_host_is_refused(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no name of a host"):
+        parse_servers(f"good {host}:7011")
+
+
 def test_each_server_gets_each_line_with_the_prefix(log: CaPutLog) -> None:
     with closing(LogServer()) as one, closing(LogServer()) as two:
         log.configure(2)
@@ -352,6 +383,30 @@ def test_too_many_puts_at_once_are_left_out_and_counted_and_nobody_waits(
     go.set()
 
 
+def test_large_values_that_wait_are_bounded_by_their_octets(log: CaPutLog, tmp_path: Path) -> None:
+    log.configure(2)
+    log.write_file(str(tmp_path / "puts.log"))
+    blocked, go = threading.Event(), threading.Event()
+    real = log._write
+
+    def slow(burst: Any) -> None:
+        blocked.set()
+        assert go.wait(30)
+        real(burst)
+
+    log._write = slow  # type: ignore[method-assign]
+    log.note(put(0.0))
+    log.note(put(0.5))
+    assert blocked.wait(30)
+    array = np.zeros(1 << 20)
+    for _ in range(20):
+        log.note(put(array))
+    assert log.overflows == 13
+    go.set()
+    log.close()
+    assert log._waiting == 0
+
+
 # -- the file -----------------------------------------------------------------------------------------------
 
 
@@ -361,6 +416,16 @@ def test_the_file_is_its_owners_and_no_link_is_followed(log: CaPutLog, tmp_path:
     (tmp_path / "link").symlink_to(tmp_path / "puts.log")
     with pytest.raises(ConfigurationError, match="cannot be written"):
         log.write_file(str(tmp_path / "link"))
+
+
+def test_a_file_that_is_none_is_refused_and_not_waited_for(log: CaPutLog, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        log.write_file(str(tmp_path / "fifo"))
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        log.write_file(str(tmp_path / "fifo"))
+    os.close(reader)
 
 
 def test_a_file_that_is_moved_away_is_made_anew(log: CaPutLog, tmp_path: Path) -> None:
