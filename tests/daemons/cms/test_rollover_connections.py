@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -151,7 +152,8 @@ async def test_a_monitor_moves_once_and_never_to_plain_tcp(
             service.stop()
             service.switch(datetime.now(UTC) + timedelta(seconds=5))
             # In the moment of the end the last status is over, and the next one is on its way: nobody knows, which ends them too.
-            await ioc.printed(r"the former certificate is (EXPIRED|UNKNOWN): its connections are closed")
+            ended = re.compile(r"the former certificate is (EXPIRED|UNKNOWN): its connections are closed")
+            await until(lambda: ended.search(ioc.log), PATIENT_S)
             seen = watcher.last
             await until(lambda: watcher.last > seen + 20, PATIENT_S)
             assert watcher.said == ["TLS", "lost", "TLS"]

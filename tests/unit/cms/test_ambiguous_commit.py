@@ -372,7 +372,7 @@ async def test_a_full_disk_of_the_server_refuses_what_does_not_fit_and_loses_not
     await first
     done = await asyncio.gather(*jobs, return_exceptions=True)
     assert isinstance(done[0], StoreError)
-    assert "No space left on device; nothing was done" in str(done[0])
+    assert "cannot be written (the service's log says why); nothing was done" in str(done[0])
     assert done[1] == 3
     assert site.store.database.state == "up", "the server is there"
     with pytest.raises(StoreError):
