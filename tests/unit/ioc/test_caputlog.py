@@ -359,11 +359,10 @@ def test_a_server_that_never_comes_costs_one_thousand_lines_and_one_warning(
         assert len([each for each in caplog.records if "its lines wait" in each.getMessage()]) == 1
 
 
-def test_too_many_puts_at_once_are_left_out_and_counted_and_nobody_waits(
-    log: CaPutLog, tmp_path: Path
-) -> None:
+def standing_still(log: CaPutLog, folder: Path) -> threading.Event:
+    """Let the log write to a disk that stands still, until the event is set."""
     log.configure(2)
-    log.write_file(str(tmp_path / "puts.log"))
+    log.write_file(str(folder / "puts.log"))
     blocked, go = threading.Event(), threading.Event()
     real = log._write
 
@@ -376,6 +375,13 @@ def test_too_many_puts_at_once_are_left_out_and_counted_and_nobody_waits(
     log.note(put(0.0))
     log.note(put(0.5))
     assert blocked.wait(30)
+    return go
+
+
+def test_too_many_puts_at_once_are_left_out_and_counted_and_nobody_waits(
+    log: CaPutLog, tmp_path: Path
+) -> None:
+    go = standing_still(log, tmp_path)
     for number in range(1500):
         log.note(put(float(number)))
     assert log.overflows == 500
@@ -384,20 +390,7 @@ def test_too_many_puts_at_once_are_left_out_and_counted_and_nobody_waits(
 
 
 def test_large_values_that_wait_are_bounded_by_their_octets(log: CaPutLog, tmp_path: Path) -> None:
-    log.configure(2)
-    log.write_file(str(tmp_path / "puts.log"))
-    blocked, go = threading.Event(), threading.Event()
-    real = log._write
-
-    def slow(burst: Any) -> None:
-        blocked.set()
-        assert go.wait(30)
-        real(burst)
-
-    log._write = slow  # type: ignore[method-assign]
-    log.note(put(0.0))
-    log.note(put(0.5))
-    assert blocked.wait(30)
+    go = standing_still(log, tmp_path)
     array = np.zeros(1 << 20)
     for _ in range(20):
         log.note(put(array))
