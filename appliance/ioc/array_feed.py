@@ -39,6 +39,7 @@ class ArrayFeed(Feed):
     """The feed of a record's array of numbers; all its clients with the same event mask share it."""
 
     __slots__ = ("_before", "_bits", "_body", "_count", "_marked", "_told", "_unnoted", "reader")
+    AT_ONCE = True
 
     def __init__(self, record: Record, stream: EventStream, mask: int) -> None:
         mapping = record.mapping

@@ -130,6 +130,8 @@ class Feed(Watched, EventSink):
     )
     SEES_PROPERTIES: ClassVar = False
     """Whether its own events also report changes of properties."""
+    AT_ONCE: ClassVar = False
+    """Whether its events wake the loop themselves."""
 
     def __init__(self, record: Record, stream: EventStream, mask: int, events: int = 0) -> None:
         super().__init__()
@@ -147,7 +149,7 @@ class Feed(Watched, EventSink):
         """What the last event told."""
         self._alarm: tuple[int, int, str] | None = None
         self._event: dbcore.EventSubscription | None = stream.hub.subscribe(
-            self.channel, events or mask, self
+            self.channel, events or mask, self, at_once=self.AT_ONCE
         )
 
     @classmethod

@@ -456,9 +456,7 @@ class ServerOperation:
             outbox.send_parts(self.command, [U32[outbox.big].pack(self.ioid) + bytes((sub,)), tail])
             return
         outbox.chunks.append(
-            REPLY[outbox.big].pack(
-                c.MAGIC, c.VERSION, outbox.flags, self.command, 5 + size, self.ioid, sub
-            )
+            REPLY[outbox.big].pack(c.MAGIC, c.VERSION, outbox.flags, self.command, 5 + size, self.ioid, sub)
         )
         outbox.chunks.append(tail)
         outbox.size += 13 + size

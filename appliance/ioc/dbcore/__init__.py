@@ -14,6 +14,7 @@
 :mod:`.number_view`   a number or short text with its alarm and time in the record's own memory, for updates
 :mod:`.number_rows`   the same for hundreds of records, by numpy
 :mod:`.events`        database events in batches
+:mod:`.wakers`        how an event wakes the event loop itself
 :mod:`.output`        what shell commands print
 :mod:`.errlog`        what EPICS reports while it serves
 :mod:`.restore`       saved values, put back before and after records are initialised
