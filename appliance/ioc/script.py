@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.daemon.logging import redact
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.lines import run_line, words_of
@@ -56,7 +57,8 @@ class ScriptRunner:
         for number, raw in enumerate(self._read(path).splitlines(), 1):
             line = expand_known(raw, macros).strip() if macros else raw.strip()
             if not line.startswith("#-"):
-                sys.stdout.write(line + "\n" if line else "")
+                # Standard output of a daemon is its log.
+                sys.stdout.write(redact(line) + "\n" if line else "")
             if not line or line.startswith("#"):
                 continue
             words = words_of(line)

@@ -261,3 +261,19 @@ async def test_another_keychain_is_used_without_a_restart_and_only_tls_clients_r
         writer.close()
         assert await ioc.stop() == 0
         assert "Traceback" not in ioc.log
+
+
+async def test_the_password_of_a_keychain_that_is_typed_or_in_a_script_is_in_no_log(files: Path) -> None:
+    (files / "st.cmd").write_text('epicsEnvSet("EPICS_PVA_TLS_KEYCHAIN", "/etc/my.p12;HIDDENone")\niocInit\n')
+    (files / "ioc.yml").write_text(
+        "databases: [{file: records.db}]\nscript: st.cmd\nconsole: console\nlog_level: DEBUG\n"
+    )
+    async with running_ioc("--config", "ioc.yml", cwd=files) as ioc:
+        reader, writer = await asyncio.open_unix_connection(str(files / "console"))
+        await reader.readuntil(b"epics> ")
+        writer.write(b'epicsEnvSet("EPICS_PVAS_TLS_KEYCHAIN","/etc/keys;HIDDEN two")\n')
+        await reader.readuntil(b"epics> ")
+        await ioc.printed("console-command")
+        writer.close()
+    assert "HIDDEN" not in ioc.log
+    assert ioc.log.count("***") >= 2
