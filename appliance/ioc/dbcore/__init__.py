@@ -125,7 +125,7 @@ from appliance.ioc.dbcore.records import (
     record_types,
     records,
 )
-from appliance.ioc.dbcore.restore import restore
+from appliance.ioc.dbcore.restore import put_saved, restore
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -194,6 +194,7 @@ __all__ = [
     "register_exit",
     "register_function",
     "register_support",
+    "put_saved",
     "restore",
     "serves_channel_access",
     "set_access_file",

@@ -376,3 +376,31 @@ async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:
         assert (await client.get("g"))["t.display.limitHigh"] == 2**64 - 1
         other = await client.get("i.LOPR")
         assert (other["display.limitLow"], other["display.limitHigh"]) == (-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "$(RUN) \"COMMAND\"",
+        "$(OTHER=system) \"COMMAND\"",
+        "iocshCmd \"system 'COMMAND'\"",
+        "iocshRun \"system 'COMMAND'\", \"A=B\"",
+        "iocshCmd \"iocInit\"\niocshCmd \"system 'COMMAND'\"",
+        "$(OTHER=iocInit)\n$(RUN) \"COMMAND\"",
+        "iocshCmd \"epicsEnvShow RUN >>told\"",
+    ],
+)
+async def test_what_acts_outside_runs_once_however_a_script_says_it(hidden: str, files: Path) -> None:
+    script = 'epicsEnvSet("RUN", "system")\ndbLoadRecords("db/good.db")\n' + hidden.replace(
+        "COMMAND", "echo told >>told"
+    )
+    (files / "st.cmd").write_text(script + ("" if "iocInit" in hidden else "\niocInit") + "\n")
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")
+    assert len((files / "told").read_text().splitlines()) == 1
+
+
+async def test_code_that_a_script_loads_by_another_name_is_not_loaded_by_the_trial(files: Path) -> None:
+    (files / "st.cmd").write_text('iocshCmd "dlload nosuch.so"\ndbLoadRecords("nosuch.db")\n')
+    found = Trial(Plan(script="st.cmd", folder=str(files))).result()
+    assert "dlload" in found.left_out
