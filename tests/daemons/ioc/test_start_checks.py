@@ -240,6 +240,12 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
         ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
+        ('epicsEnvSet("DB", "$(NO_TOP)/db")', "the macro NO_TOP is not defined: use epicsEnvSet before"),
+        ('dbLoadRecords("${NO_TOP}/$(NO_NAME).db")', "the macros NO_TOP, NO_NAME are not defined"),
+        ("< $(NO_TOP)/envPaths", "the macro NO_TOP is not defined"),
+        ('iocshLoad("$(NO_TOP)/more.cmd")', "the macro NO_TOP is not defined"),
+        ('cd "nowhere"', "cd: there is no folder 'nowhere' in "),
+        ('cd "/nowhere/at/all"', "cd: there is no folder '/nowhere/at/all', or"),
     ],
 )
 def test_a_command_that_fails_ends_the_start_with_its_line(files: Path, line: str, words: str) -> None:
