@@ -62,7 +62,9 @@ def undefined_macros(line: str) -> str:
     if not missing:
         return ""
     what = f"the macro {missing[0]} is" if len(missing) == 1 else f"the macros {', '.join(missing)} are"
-    return f"{what} not defined: use epicsEnvSet before this line, or set the variable before the IOC is started"
+    return (
+        f"{what} not defined: use epicsEnvSet before this line, or set the variable before the IOC is started"
+    )
 
 
 def _reason(line: str, words: list[str], said: str) -> str:
@@ -70,12 +72,16 @@ def _reason(line: str, words: list[str], said: str) -> str:
     if (missing := _NOT_FOUND.search(said)) is not None:
         return explained(missing[1])
     if (variable := _NO_VARIABLE.search(said)) is not None:
-        return f"var: this IOC has no variable {variable[1] or variable[2]!r}; 'var' alone lists them; {_PAGE}"
+        return (
+            f"var: this IOC has no variable {variable[1] or variable[2]!r}; 'var' alone lists them; {_PAGE}"
+        )
     if why := undefined_macros(line):
         return why
     file = dbcore.expand_environment(words[1]) if len(words) > 1 else ""
     if words[:1] == ["dlload"] and file:
-        hint = "" if "/" in file else f"; without a '/' only the system's folders are searched: write ./{file}"
+        hint = (
+            "" if "/" in file else f"; without a '/' only the system's folders are searched: write ./{file}"
+        )
         return f"dlload: {file} cannot be loaded; the line above says why{hint}"
     if words[:1] in (["cd"], ["chdir"]) and file:
         where = "" if file.startswith("/") else f" in {Path.cwd()}"

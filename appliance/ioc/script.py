@@ -75,9 +75,13 @@ class ScriptRunner:
                 found = _placed(error, path, number)
                 if on_error == "stop":
                     raise found from None
-                dbcore.flush_output()
-                sys.stderr.write(f"{found}: the script continues\n")
-                self.failures.append(found)
+                self.failed(found)
+
+    def failed(self, error: ConfigurationError) -> None:
+        """Report a failure after which the script continues."""
+        dbcore.flush_output()
+        sys.stderr.write(f"{error}: the script continues\n")
+        self.failures.append(error)
 
     @staticmethod
     def is_script(line: str, words: list[str]) -> bool:

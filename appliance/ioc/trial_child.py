@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
+from appliance.ioc.afterwards import Afterwards
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
 from appliance.ioc.config import LoadStep
@@ -22,7 +23,7 @@ from appliance.ioc.dbcore.words import PROTOCOL, device_address, plain
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.lines import REGISTRAR
 from appliance.ioc.loading import Loading
-from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS
+from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS, check_start
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
@@ -51,6 +52,9 @@ class _Child:
         self.before_init: tuple[int, ...] = ()
         self.left_out = ""
         self.commands: frozenset[str] | None = None
+        self.afterwards: Afterwards | None = None
+        self.folder = ""
+        """Where the script was at iocInit."""
 
     def tell(self, **what: Any) -> None:
         os.write(self.answer, (json.dumps(what) + "\n").encode())
@@ -60,6 +64,9 @@ class _Child:
 
     def before(self, line: str, words: list[str]) -> bool:
         self.tell(running=[*self.loading.script.where, line])
+        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+        if self.afterwards is not None:
+            return self.afterwards.runs(line) and ">" not in unquoted
         if words[:1] == ["dlload"]:
             raise _Ended("it loads C code (dlload), which a trial must not run")
         if self.loading.libraries.declared and words and self.may_be_site_code(words):
@@ -67,8 +74,10 @@ class _Child:
         if self.loading.libraries.declared and words[:1] and words[0].endswith(REGISTRAR):
             return False
         if words[:1] in (["iocInit"], ["iocBuild"]):
-            self.initialise()
-        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+            self.afterwards = Afterwards(self.known_commands(), knows_all=not self.loading.libraries.declared)
+            self.loading.is_past_init = self.autosave.is_past_init = True
+            self.folder = os.getcwd()  # noqa: PTH109 - for chdir
+            return False
         return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
 
     def site_code(self) -> None:
@@ -89,9 +98,13 @@ class _Child:
             return len(words) > 1 and words[1] in variables
         if words[0].endswith(REGISTRAR) or words[0] == "<":
             return False
+        return words[0] not in self.known_commands()
+
+    def known_commands(self) -> frozenset[str]:
+        """Return the names of the shell's commands."""
         if self.commands is None:
             self.commands = frozenset(dbcore.shell_commands())
-        return words[0] not in self.commands
+        return self.commands
 
     def run(self) -> NoReturn:
         loading = self.loading
@@ -102,13 +115,14 @@ class _Child:
             self.site_code()
             loading.register_commands()
             self.autosave.register_commands()
-            _register_server_commands()
+            self.register_server_commands()
             loading.files()
             if loading.plan.acf is not None and loading.plan.channel_access:
                 rules_for_channel_access(read_access_file(loading.plan.acf), lambda _: True)
             if loading.plan.script:
                 loading.script.run(loading.plan.script)
-            if loading.plan.loads_records:
+                loading.check_access()
+            if loading.plan.loads_records or self.afterwards is not None:
                 self.initialise()
             self.left_out = "nothing initialises the IOC"
         except _Ended as why:
@@ -119,9 +133,26 @@ class _Child:
             self.end(error={"why": str(error)})
         self.end()
 
+    def register_server_commands(self) -> None:
+        """Add commands that need the server: a script may use them, and there is nothing to see yet."""
+        for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
+            dbcore.register_command(name, [], lambda *_: None)
+        dbcore.register_command("asInit", [], self.loading.access_used)
+        for kind in ("caPutLog", "caPutJsonLog"):
+            dbcore.register_command(
+                f"{kind}Init", [("servers", str)], lambda servers, kind=kind: self.put_log(kind, servers)
+            )
+
+    def put_log(self, kind: str, servers: str | None) -> None:
+        """Look whether a command can start the log of puts."""
+        has_rules = self.loading.access_step is not None
+        check_start(kind, servers, is_running=self.loading.is_past_init, has_rules=has_rules)
+
     def initialise(self) -> NoReturn:
         """Do what iocInit does before a record is processed, then make the groups."""
         self.tell(reading=["iocInit", ""])
+        if self.folder:
+            os.chdir(self.folder)
 
         def hook(state: int) -> None:
             if state == InitHook.AFTER_INIT_DATABASE:
@@ -221,12 +252,6 @@ class _Child:
             )
         dbcore.flush_output()
         os._exit(0)
-
-
-def _register_server_commands() -> None:
-    """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
-        dbcore.register_command(name, [], lambda *_: None)
 
 
 def main() -> None:
