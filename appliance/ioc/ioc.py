@@ -172,7 +172,8 @@ class Ioc:
         self._server.access.on_refused = self.put_log.refused
         if plan.script:
             await asyncio.to_thread(self.loading.script.run, plan.script)
-        self._raise_failure()
+            self._raise_failure()
+            self.loading.check_access()
         if plan.loads_records and dbcore.ioc_state() is dbcore.IocState.VOID:
             await asyncio.to_thread(dbcore.ioc_init)
         self._raise_failure()
@@ -284,6 +285,7 @@ class Ioc:
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         await self.access.reload(step)
+        self.loading.access_used()
 
     async def _reread_access(self) -> None:
         """Read the access security file again because a record asks for it."""

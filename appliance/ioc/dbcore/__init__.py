@@ -86,6 +86,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_device,
     register_exit,
     register_function,
+    skip_registrar,
 )
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
@@ -205,6 +206,7 @@ __all__ = [
     "shell_line",
     "shell_print",
     "shutdown",
+    "skip_registrar",
     "take_errors",
     "view_numbers",
 ]

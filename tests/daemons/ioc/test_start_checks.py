@@ -240,6 +240,12 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
         ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
+        ('epicsEnvSet("DB", "$(NO_TOP)/db")', "the macro NO_TOP is not defined: use epicsEnvSet before"),
+        ('dbLoadRecords("${NO_TOP}/$(NO_NAME).db")', "the macros NO_TOP, NO_NAME are not defined"),
+        ("< $(NO_TOP)/envPaths", "the macro NO_TOP is not defined"),
+        ('iocshLoad("$(NO_TOP)/more.cmd")', "the macro NO_TOP is not defined"),
+        ('cd "nowhere"', "cd: there is no folder 'nowhere' in "),
+        ('cd "/nowhere/at/all"', "cd: there is no folder '/nowhere/at/all', or"),
     ],
 )
 def test_a_command_that_fails_ends_the_start_with_its_line(files: Path, line: str, words: str) -> None:
@@ -247,6 +253,72 @@ def test_a_command_that_fails_ends_the_start_with_its_line(files: Path, line: st
     sentence = refused(Plan(script="st.cmd", folder=str(files)))
     assert words in sentence
     assert "st.cmd:2" in sentence
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("dbll", "st.cmd:5: dbll: there is no such command"),
+        ("seq prog", "st.cmd:5: seq: this IOC has no sequencer"),
+        ("dbl > $(NO_TOP)/names", "st.cmd:5: the macro NO_TOP is not defined"),
+        ("< more.cmd", "more.cmd:2: nonsense: there is no such command"),
+        ("dbl\niocshLoad more.cmd", "more.cmd:2: nonsense: there is no such command"),
+        ('dbLoadRecords("db/good.db")', "db/good.db: must be loaded before iocInit"),
+        ('dbLoadGroup("group.json")', "groups must be loaded before iocInit"),
+        ('set_pass0_restoreFile("lab.sav")', "st.cmd:5: call it before iocInit"),
+        ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
+        ('asSetFilename("some.acf")', "st.cmd:5: asSetFilename: the rules of some.acf are not in force: write it before iocInit"),
+        ('asSetFilename("nowhere.acf")\nasInit', "nowhere.acf"),
+        ('caPutLogInit("127.0.0.1:7011")', "there is no access security file"),
+    ],
+)  # fmt: skip
+def test_commands_after_iocinit_are_checked_too(files: Path, lines: str, words: str) -> None:
+    (files / "more.cmd").write_text("dbl\nnonsense\n")
+    (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+    (files / "st.cmd").write_text(
+        f'epicsEnvSet("HERE", ".")\ndbLoadRecords("db/good.db")\niocInit\ndbl\n{lines}\n'
+    )
+    assert words in refused(Plan(script="st.cmd", folder=str(files)))
+
+
+def test_the_log_of_puts_is_not_started_before_iocinit(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\ncaPutLogInit("127.0.0.1:7011")\niocInit\n')
+    assert "st.cmd:2: caPutLogInit: access security is not active yet: use it after iocInit" in refused(
+        Plan(script="st.cmd", folder=str(files))
+    )
+
+
+async def test_commands_after_iocinit_leave_no_trace_in_a_check(files: Path) -> None:
+    (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+    (files / "lab.req").write_text("L:ao\n")
+    (files / "ioc.yml").write_text("script: st.cmd\n")
+    (files / "st.cmd").write_text(
+        'dbLoadRecords("db/good.db")\niocInit\n'
+        '$(IF_SEQ=#) seq prog\n$(IF_DBL=)dbl > names.txt\niocshCmd("dbl > names.txt")\nsystem("touch names.txt")\n'
+        'asSetFilename("some.acf")\nasInit\ncd "db"\nset_requestfile_path("..")\ncreate_monitor_set("lab.req", 5)\n'
+        'dbpf("L:ao", "4")\ncaPutLogInit("127.0.0.1:7011")\npvxsr 1\nsave_restoreShow\nepicsThreadSleep 1\n'
+    )
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    assert log.splitlines()[-1].endswith("ioc.yml: good")
+    assert not (files / "names.txt").exists()
+    assert not (files / "db" / "names.txt").exists()
+
+
+async def test_a_start_with_rules_that_are_not_in_force_is_refused_or_told(files: Path) -> None:
+    (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\nasSetFilename("some.acf")\n')
+    assert "st.cmd:3: asSetFilename: the rules" in await said("-S", "st.cmd", status=1, cwd=files)
+    (files / "ioc.yml").write_text("script: st.cmd\non_error: continue\n")
+    async with running_ioc("--config", files / "ioc.yml") as ioc:
+        await ioc.printed(
+            "are not in force: write it before iocInit, or asInit after it: the script continues"
+        )
+        await ioc.printed("serving 2 records")
+    with (files / "st.cmd").open("a") as script:
+        script.write("asInit\n")
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed("its rules apply to")
+        assert "not in force" not in ioc.log
 
 
 async def test_the_start_goes_on_after_a_failure_only_where_it_is_told_to(files: Path) -> None:
