@@ -12,7 +12,8 @@ from typing import Any, Final
 from appliance.client.context import Context
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import exists
-from appliance.ioc.dbcore.link_support import LinkPlace, register_link_type, scan_once
+from appliance.ioc.dbcore.link_support import LinkPlace, register_link_type
+from appliance.ioc.dbcore.scanning import scan_once
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.link import PvaLink
@@ -188,7 +189,7 @@ class AllLinks:
         if self._client is not None:
             await self._client.close()
         self._loop = None
-        await asyncio.to_thread(self._worker.close)
+        await self._worker.close()
 
     # -- reports -----------------------------------------------------------------------------------------------------
 

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance.ioc.dbcore import ManyLock
-from appliance.ioc.dbcore.link_support import LinkPlace, complete_put, process_record, process_together
+from appliance.ioc.dbcore.link_support import LinkPlace, complete_put
+from appliance.ioc.dbcore.scanning import Target, process_each, process_together
 from appliance.ioc.links.batch import Batch
+from appliance.ioc.links.latest import Latest
 from appliance.ioc.links.options import LinkOptions
 from appliance.ioc.links.worker import Work
 from appliance.pvdata.types import StructType
 
-__all__ = ["ChannelKey", "Latest", "LinkChannel", "Member", "Source"]
+__all__ = ["ChannelKey", "LinkChannel", "Member", "Source"]
 
 _log: Final = logging.getLogger(__name__)
 _FLAPS: Final = 8
@@ -35,13 +37,6 @@ class ChannelKey(NamedTuple):
     queue_size: int
     pipeline: bool
     local: bool
-
-
-class Latest(NamedTuple):
-    """A complete value; it never changes."""
-
-    kind: StructType
-    store: list[Any]
 
 
 class Member(Protocol):
@@ -140,8 +135,8 @@ class LinkChannel:
         self._is_at_work = False
         self._scans = False
         self._plan_is_old = True
-        self._atomic: list[tuple[int, bool]] = []
-        self._single: list[tuple[int, bool]] = []
+        self._atomic: list[Target] = []
+        self._single: list[Target] = []
         self._many: ManyLock | None = None
         # Puts: written and held back; to be sent; being sent.
         self._held: dict[Member, Any] = {}
@@ -288,17 +283,21 @@ class LinkChannel:
 
     def deliver(self, kind: StructType, store: list[Any]) -> None:
         """Take a value, which is complete and does not change any more."""
+        self.take(Latest(kind, store))
+
+    def take(self, item: Latest) -> None:
+        """Take a value."""
         with self._lock:
             self._is_reachable = True
             self.updates += 1
             pending = self._pending
-            item = Latest(kind, store)
-            if self._is_at_work and len(pending) >= self.key.queue_size and isinstance(pending[-1], Latest):
+            if len(pending) >= self.key.queue_size and type(pending[-1]) is Latest:
                 pending[-1] = item
                 self.squashed += 1
                 return
             push = self._take(item)
-            self._schedule()
+            if self._queued or self._queued_forwards:
+                self._schedule()
         if push:
             self._owner.push(self)
 
@@ -369,31 +368,33 @@ class LinkChannel:
             if self._is_closed and self._many is not None:
                 self._many.close()
                 self._many = None
-            if not self._pending or self._is_closed:
+            pending = self._pending
+            if not pending or self._is_closed:
                 self._is_at_work = False
                 return False
-            was_full = len(self._pending) >= self.key.queue_size
-            self._use(self._pending.popleft())
+            was_full = len(pending) >= self.key.queue_size
+            self._use(pending.popleft())
             if self._plan_is_old:
                 self._plan_is_old = False
-                together, self._single = self._plan()
+                self._atomic, self._single = (
+                    [Target(record, only_passive=only_passive) for record, only_passive in plan]
+                    for plan in self._plan()
+                )
                 if self._many is not None:
                     self._many.close()
                     self._many = None
-                self._atomic = together
             single, atomic = self._single, self._atomic
+            # What comes from now on asks for the worker again, which is busy with this until then.
+            more = self._is_at_work = bool(pending)
         if atomic:
             if self._many is None:
-                self._many = ManyLock.of_records(record for record, _ in atomic)
+                self._many = ManyLock.of_records(target.record for target in atomic)
             process_together(self._many, atomic)
-        for record, only_passive in single:
-            process_record(record, only_passive=only_passive)
+        if single:
+            process_each(single)
         if was_full and self.key.pipeline:
             self._owner.on_loop(self._tell_room)
-        with self._lock:
-            if not self._pending:
-                self._is_at_work = False
-            return self._is_at_work
+        return more
 
     def _plan(self) -> tuple[list[tuple[int, bool]], list[tuple[int, bool]]]:
         """Return the records to process together, and one by one."""

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
-from appliance.client.channel import Waiter
+from appliance.client.channel import Channel, Waiter
 from appliance.client.context import Context
 from appliance.client.inputs import PAUSE_POLL_S
 from appliance.client.monitor import Connected, Disconnected, Monitor
@@ -16,6 +16,8 @@ from appliance.client.requests import PutRequest
 from appliance.errors import ApplianceError, ChannelClosedError
 from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
+from appliance.ioc.links.latest import Assembly, Latest
+from appliance.pva.events import MonitorOctets
 from appliance.pvdata.value import Value
 
 __all__ = ["Opened", "RemoteClient", "RemoteSource"]
@@ -44,6 +46,49 @@ class _PutWaiter(Waiter):
         self.done(error)
 
 
+class _Subscription(Monitor[Any]):
+    """A subscription whose updates stay octets until somebody needs more of them than a number."""
+
+    __slots__ = ("_assembly", "_kept", "_source")
+
+    RAW: ClassVar[bool] = True
+
+    def __init__(self, source: RemoteSource, channel: Channel, request: Value, queue_size: int) -> None:
+        super().__init__(
+            channel, request, queue_size=queue_size, pipeline=False, notify=True, on_update=source.take
+        )
+        self._source = source
+        self._assembly: Assembly | None = None
+        self._kept: Latest | None = None
+        """The latest value of a pause of the connection."""
+
+    def start(self) -> None:
+        """Begin the subscription on the server; its first update is whole."""
+        self._assembly = self._kept = None
+        super().start()
+
+    def octets(self, event: MonitorOctets) -> None:
+        """Pass updates on. What comes during a pause of the connection waits, and only the latest of it counts."""
+        assembly = self._assembly
+        if assembly is None:
+            kind = event.operation.type
+            assert kind is not None
+            assembly = self._assembly = Assembly(kind)
+        values = assembly.add(event)
+        self.overruns += bool(event.overrun)
+        if self.channel.is_paused:
+            self._kept = values[-1]
+            return
+        for value in values:
+            self._source.take_value(value)
+
+    def resumed(self) -> None:
+        """Pass on the latest value of the pause, which is over."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._source.take_value(kept)
+
+
 class RemoteSource:
     """One PV of another server.
 
@@ -59,7 +104,7 @@ class RemoteSource:
         self._reading: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._putting: PutRequest | None = None
-        self._last: Value | None = None
+        self._last: Latest | None = None
         self._is_held = False
         self._has_room = asyncio.Event()
 
@@ -73,29 +118,37 @@ class RemoteSource:
             self._monitor = self._context.monitor(key.name, options, notify=True)
             self._reading = asyncio.get_running_loop().create_task(self._read(self._monitor))
         else:
-            self._monitor = self._context.monitor(key.name, options, notify=True, on_update=self._take)
+            channel = self._context.channel(key.name)
+            request = self._context._prepared(options).value
+            self._monitor = _Subscription(self, channel, request, key.queue_size)
+            channel.add(self._monitor)
 
     async def _read(self, monitor: Monitor[Any]) -> None:
         try:
             async for item in monitor:
-                self._take(item)
+                self.take(item)
                 while self._channel.is_full:
                     self._has_room.clear()
                     if self._channel.is_full:
                         await self._has_room.wait()
-            self._take(ChannelClosedError("the server ended the subscription"))
+            self.take(ChannelClosedError("the server ended the subscription"))
         except ApplianceError as error:
-            self._take(error)
+            self.take(error)
 
     def room(self) -> None:
         """Go on: an update was taken out of the queue."""
         self._has_room.set()
 
-    def _take(self, item: Any) -> None:
+    def take_value(self, value: Latest) -> None:
+        """Take a value."""
+        self._last = value
+        if not self._is_held:
+            self._channel.take(value)
+
+    def take(self, item: Any) -> None:
+        """Take an item of the subscription."""
         if isinstance(item, Value):
-            self._last = item
-            if not self._is_held:
-                self._channel.deliver(item.type, item.store)  # type: ignore[arg-type]  # a PV is a structure
+            self.take_value(Latest(item.type, item.store))  # type: ignore[arg-type]  # a PV is a structure
         elif isinstance(item, Disconnected):
             self._last = None
             self._channel.lost(item.why)
@@ -119,7 +172,7 @@ class RemoteSource:
             if held:
                 self._channel.lost(_PAUSED)
             elif self._last is not None:
-                self._take(self._last)
+                self.take_value(self._last)
 
     @property
     def why(self) -> str:
