@@ -37,7 +37,8 @@ class Links(NamedTuple):
 
 
 SOURCES = "".join(
-    f'record(calc, "s:{number}") {{ field(CALC, "VAL+1") field(SCAN, ".1 second") }}\n' for number in range(COUNT)
+    f'record(calc, "s:{number}") {{ field(CALC, "VAL+1") field(SCAN, ".1 second") }}\n'
+    for number in range(COUNT)
 )
 
 

@@ -215,6 +215,30 @@ class _Text:
         """Address of the open link."""
 
 
+class _Numbers:
+    """Where EPICS wanted the number of a link the last time: a record mostly asks for it in the same place."""
+
+    __slots__ = ("read", "size", "target", "view")
+
+    def __init__(self, end: LinkEnd) -> None:
+        self.read = end.read_number
+        self.target = self.size = 0
+        self.view: memoryview | None = None
+
+    def write(self, target: int, data: bytes) -> None:
+        """Write a number to a place of EPICS."""
+        size = len(data)
+        if target != self.target or size != self.size:
+            self.target, self.size, self.view = target, size, None
+            ctypes.memmove(target, data, size)
+            return
+        view = self.view
+        if view is None:
+            # Twice in the same place: from now on no call is needed.
+            view = self.view = memoryview((ctypes.c_char * size).from_address(target)).cast("B")
+        view[:] = data
+
+
 class _Functions:
     """The functions of one link type that EPICS calls."""
 
@@ -226,6 +250,8 @@ class _Functions:
         self.ends: dict[int, LinkEnd] = {}
         """All open links, by the address of the ``struct link``."""
         self._of = self.ends.get
+        self.numbers: dict[int, _Numbers] = {}
+        """The same links."""
         self.lset = _Lset(isConstant=0, isVolatile=1)
 
     # -- the text of a link ----------------------------------------------------------------------------------------
@@ -240,6 +266,7 @@ class _Functions:
         link = self.links.pop(address, None)
         if link is not None and link.end is not None:
             self.ends.pop(link.link, None)
+            self.numbers.pop(link.link, None)
             link.end.close()
 
     def _refuse(self, why: str) -> int:
@@ -321,6 +348,7 @@ class _Functions:
         )
         text.link = link
         text.end = self.ends[link] = self.type.open(place, text.options)
+        self.numbers[link] = _Numbers(text.end)
 
     def remove_link(self, _locker: int, link: int) -> None:
         self.free(_Link.from_address(link).jlink or 0)
@@ -345,15 +373,19 @@ class _Functions:
         return 0
 
     def read(self, link: int, dbr: int, target: int, count: int | None) -> int:
+        if count is None:
+            numbers = self.numbers.get(link)
+            if numbers is not None and (data := numbers.read(dbr)) is not None:
+                numbers.write(target, data)
+                return 0
+        return self._read(link, dbr, target, count)
+
+    def _read(self, link: int, dbr: int, target: int, count: int | None) -> int:
         end = self._of(link)
         if end is None or not 0 <= dbr <= _c.DBF_ENUM:
             return _FAILED
         if count is None:
             most = None
-            quick = end.read_number(dbr)
-            if quick is not None:
-                ctypes.memmove(target, quick, len(quick))
-                return 0
         else:
             room = c_long.from_address(count)
             most = max(0, room.value)

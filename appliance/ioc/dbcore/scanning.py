@@ -56,7 +56,13 @@ def process_each(targets: Sequence[Target]) -> None:
         address = target.address
         _lock(address)
         try:
-            target.process_locked()
+            # As process_locked does.
+            if target.only_passive and target._scan.value:
+                continue
+            if target._active.value:
+                target._again.value = 1
+            else:
+                _process(address)
         finally:
             _unlock(address)
 

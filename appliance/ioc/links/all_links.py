@@ -21,7 +21,7 @@ from appliance.ioc.links.local import LocalSource
 from appliance.ioc.links.options import LinkOptions, parse_options
 from appliance.ioc.links.remote import Opened, RemoteClient
 from appliance.ioc.links.report import described, report
-from appliance.ioc.links.worker import Work, Worker
+from appliance.ioc.links.worker import Worker
 from appliance.ioc.record_source import RecordSource
 
 __all__ = ["AllLinks"]
@@ -37,6 +37,8 @@ class AllLinks:
         self._lock = threading.Lock()
         self._channels: dict[ChannelKey, LinkChannel] = {}
         self._worker = Worker()
+        self.push = self._worker.push
+        """Gives work to the worker."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: RemoteClient | None = None
         self._records: RecordSource | None = None
@@ -87,10 +89,6 @@ class AllLinks:
         return described(options, end.channel, level, end.why_bad)
 
     # -- Owner: any thread -------------------------------------------------------------------------------------------
-
-    def push(self, work: Work) -> None:
-        """Give work to the worker."""
-        self._worker.push(work)
 
     def on_loop(self, function: Callable[[], None]) -> None:
         """Call a function on the event loop; before the IOC runs and after its end, nothing happens."""

@@ -127,6 +127,8 @@ class LinkChannel:
         self.put_error = ""
         """Why the latest put failed; empty if it did not."""
         self._owner = owner
+        self._push = owner.push
+        self._queue_size = key.queue_size
         self._lock = threading.Lock()
         self._links: dict[Member, None] = {}
         self._is_reachable = False
@@ -277,7 +279,7 @@ class LinkChannel:
 
     def _complete(self, waits: list[tuple[LinkPlace, str]]) -> None:
         if waits:
-            self._owner.push(_Completion(waits))
+            self._push(_Completion(waits))
 
     # -- updates: on the event loop ----------------------------------------------------------------------------------
 
@@ -287,19 +289,26 @@ class LinkChannel:
 
     def take(self, item: Latest) -> None:
         """Take a value."""
+        push = False
         with self._lock:
             self._is_reachable = True
             self.updates += 1
-            pending = self._pending
-            if len(pending) >= self.key.queue_size and type(pending[-1]) is Latest:
-                pending[-1] = item
-                self.squashed += 1
-                return
-            push = self._take(item)
+            if self._is_at_work:
+                pending = self._pending
+                if len(pending) >= self._queue_size and type(pending[-1]) is Latest:
+                    pending[-1] = item
+                    self.squashed += 1
+                    return
+                pending.append(item)
+            elif self._scans:
+                self._pending.append(item)
+                self._is_at_work = push = True
+            else:
+                self._use(item)
             if self._queued or self._queued_forwards:
                 self._schedule()
         if push:
-            self._owner.push(self)
+            self._push(self)
 
     def lost(self, why: str) -> None:
         """Learn that the connection was lost, or that there is none for this reason."""
@@ -324,7 +333,7 @@ class LinkChannel:
                     del table[link]
                     waits.append((link.place, f"{self.key.name} Disconn"))
         if push:
-            self._owner.push(self)
+            self._push(self)
         self._complete(waits)
         if running:
             if self.source is not None:
@@ -365,36 +374,42 @@ class LinkChannel:
     def work(self) -> bool:
         """Use one waiting update, and process the records that want to be; return whether more wait."""
         with self._lock:
-            if self._is_closed and self._many is not None:
-                self._many.close()
-                self._many = None
             pending = self._pending
             if not pending or self._is_closed:
                 self._is_at_work = False
+                if self._is_closed:
+                    self._free()
                 return False
-            was_full = len(pending) >= self.key.queue_size
-            self._use(pending.popleft())
+            is_room = self.key.pipeline and len(pending) >= self._queue_size
+            item = pending.popleft()
+            # What comes from now on asks for the worker again, which is busy with this until then.
+            more = self._is_at_work = bool(pending)
+            if self.connected and type(item) is Latest:
+                self.latest = item
+            else:
+                self._use(item)
             if self._plan_is_old:
                 self._plan_is_old = False
+                self._free()
                 self._atomic, self._single = (
                     [Target(record, only_passive=only_passive) for record, only_passive in plan]
                     for plan in self._plan()
                 )
-                if self._many is not None:
-                    self._many.close()
-                    self._many = None
             single, atomic = self._single, self._atomic
-            # What comes from now on asks for the worker again, which is busy with this until then.
-            more = self._is_at_work = bool(pending)
         if atomic:
             if self._many is None:
                 self._many = ManyLock.of_records(target.record for target in atomic)
             process_together(self._many, atomic)
         if single:
             process_each(single)
-        if was_full and self.key.pipeline:
+        if is_room:
             self._owner.on_loop(self._tell_room)
         return more
+
+    def _free(self) -> None:
+        if self._many is not None:
+            self._many.close()
+            self._many = None
 
     def _plan(self) -> tuple[list[tuple[int, bool]], list[tuple[int, bool]]]:
         """Return the records to process together, and one by one."""
@@ -424,7 +439,7 @@ class LinkChannel:
         with self._lock:
             self._is_closed = True
             self._pending.clear()
-        self._owner.push(self)
+        self._push(self)
 
     def __repr__(self) -> str:
         return f"<LinkChannel {self.key.name}>"

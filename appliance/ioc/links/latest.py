@@ -8,7 +8,6 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 from appliance.ioc.links.values import dbf_of
-from appliance.pva.events import MonitorOctets
 from appliance.pva.selection import leaves
 from appliance.pvdata.bitset import decode_bitset, iter_bits
 from appliance.pvdata.codec import codec
@@ -123,37 +122,35 @@ class Assembly:
         self._kind = kind
         self._base: list[Any] = Value(kind).store
         self._layout: Layout | None = None
-        self._layouts: dict[bytes, Layout] = {}
+        self._layouts: dict[tuple[bytes, bool], Layout] = {}
         self._present: Latest | None = None
 
-    def add(self, event: MonitorOctets) -> list[Latest]:
-        """Return the values that some updates make, the oldest first."""
-        made = []
-        for body in event.bodies:
-            layout = self._layout
-            if (
-                layout is None
-                or event.bits != layout.bits
-                or event.big is not layout.big
-                or not body.startswith(layout.head)
-            ):
-                layout = self._change(event, body)
-            # An update with the same fields says all that the one before it said.
-            present = self._present = Latest(self._kind, None, layout, body, self._base)
-            made.append(present)
-        return made
+    def add(self, body: bytes, bits: int, big: bool) -> Latest:
+        """Return the value that an update makes.
 
-    def _change(self, event: MonitorOctets, body: bytes) -> Layout:
+        Args:
+            body: The update: its bit set, values, and the fields that were lost.
+            bits: The fields, as they were sent.
+            big: Whether numbers are big-endian.
+        """
+        layout = self._layout
+        if layout is None or not body.startswith(layout.head) or big is not layout.big:
+            layout = self._change(body, bits, big)
+        # An update with the same fields says all that the one before it said.
+        present = self._present = Latest(self._kind, None, layout, body, self._base)
+        return present
+
+    def _change(self, body: bytes, bits: int, big: bool) -> Layout:
         """Use another layout; the present value is what its updates change."""
         if self._present is not None:
             self._base = self._present.store
-        start = decode_bitset(body, 0, len(body), event.big)[1]
-        key = body[:start] + (b"B" if event.big else b"L")
+        start = decode_bitset(body, 0, len(body), big)[1]
+        key = (body[:start], big)
         layout = self._layouts.get(key)
         if layout is None:
             if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
-            layout = self._layouts[key] = Layout(self._kind, event.bits, event.big, body)
+            layout = self._layouts[key] = Layout(self._kind, bits, big, body)
         self._layout = layout
         return layout
 
@@ -188,9 +185,7 @@ def number_plan(layout: Layout, dbr: int, value: int, severity: int) -> NumberPl
     here = kind.leaf_types[value] if value >= 0 else None
     at = layout.place(value) if isinstance(here, ScalarType) and layout.big is _BIG_HERE else -1
     severity_at = layout.place(severity) if severity >= 0 else -1
-    if severity >= 0 and (
-        kind.leaf_types[severity] != INT32 or (severity_at < 0 and layout.has(severity))
-    ):
+    if severity >= 0 and (kind.leaf_types[severity] != INT32 or (severity_at < 0 and layout.has(severity))):
         at = -1
     if at < 0:
         return NumberPlan(layout, dbr, -1, 0, -1, -1, None)

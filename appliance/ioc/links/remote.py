@@ -18,6 +18,7 @@ from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
 from appliance.ioc.links.latest import Assembly, Latest
 from appliance.pva.events import MonitorOctets
+from appliance.pva.status import Status
 from appliance.pvdata.value import Value
 
 __all__ = ["Opened", "RemoteClient", "RemoteSource"]
@@ -67,20 +68,35 @@ class _Subscription(Monitor[Any]):
         self._assembly = self._kept = None
         super().start()
 
+    def ready(self, status: Status) -> None:
+        """Start the updates."""
+        operation = self.operation
+        if status.ok and operation is not None and operation.type is not None:
+            self._assembly = Assembly(operation.type)
+            operation.gathered = operation.raw
+        super().ready(status)
+
     def octets(self, event: MonitorOctets) -> None:
-        """Pass updates on. What comes during a pause of the connection waits, and only the latest of it counts."""
+        """Pass updates on."""
         assembly = self._assembly
-        if assembly is None:
-            kind = event.operation.type
-            assert kind is not None
-            assembly = self._assembly = Assembly(kind)
-        values = assembly.add(event)
+        assert assembly is not None
         self.overruns += bool(event.overrun)
-        if self.channel.is_paused:
-            self._kept = values[-1]
-            return
-        for value in values:
+        for body in event.bodies:
+            self._pass(assembly.add(body, event.bits, event.big))
+
+    def gathered(self, body: bytes) -> None:
+        """Pass an update on."""
+        assembly, operation = self._assembly, self.operation
+        if assembly is not None and operation is not None:
+            self._pass(assembly.add(body, operation.quick_bits, False))
+
+    def _pass(self, value: Latest) -> None:
+        """Pass a value on. What comes during a pause of the connection waits, and only the latest of it counts."""
+        link = self.channel.link
+        if link is None or link.held is None:
             self._source.take_value(value)
+        else:
+            self._kept = value
 
     def resumed(self) -> None:
         """Pass on the latest value of the pause, which is over."""
