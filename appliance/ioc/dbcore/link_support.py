@@ -373,12 +373,15 @@ class _Functions:
         return 0
 
     def read(self, link: int, dbr: int, target: int, count: int | None) -> int:
-        if count is None:
-            numbers = self.numbers.get(link)
-            if numbers is not None and (data := numbers.read(dbr)) is not None:
-                numbers.write(target, data)
-                return 0
-        return self._read(link, dbr, target, count)
+        try:
+            if count is None:
+                numbers = self.numbers.get(link)
+                if numbers is not None and (data := numbers.read(dbr)) is not None:
+                    numbers.write(target, data)
+                    return 0
+            return self._read(link, dbr, target, count)
+        except Exception:  # noqa: BLE001 - as of the others, but without a further call
+            return _failed("read")
 
     def _read(self, link: int, dbr: int, target: int, count: int | None) -> int:
         end = self._of(link)
@@ -581,12 +584,20 @@ def _set_stamp(record: int, stamp: tuple[int, int, int]) -> None:
     ctypes.c_uint64.from_address(record + common_place("UTAG")).value = tag
 
 
+def _failed(name: str) -> int:
+    _log.exception("link support failed in %s", name)
+    return _FAILED
+
+
 def _guarded(function: Callable[..., Any], result: Any, failed: int) -> Callable[..., Any]:
+    if function.__name__ == "read":
+        return function
+
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except Exception:  # noqa: BLE001 - an exception must not enter C
-            _log.exception("link support failed in %s", function.__name__)
+            _failed(function.__name__)
             return None if result is None else failed
 
     return call

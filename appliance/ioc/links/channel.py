@@ -134,7 +134,8 @@ class LinkChannel:
         self._is_reachable = False
         # Updates for the worker, while there are records to process.
         self._pending: deque[Latest | _Lost] = deque()
-        self._is_at_work = False
+        self._spare = 0
+        """How often the worker was asked more than there are updates: some were dropped."""
         self._scans = False
         self._plan_is_old = True
         self._atomic: list[Target] = []
@@ -289,26 +290,34 @@ class LinkChannel:
 
     def take(self, item: Latest) -> None:
         """Take a value."""
-        push = False
+        self.updates += 1
+        if self._scans and self._is_reachable:
+            # No lock: the worker only takes from the other end, and each item that is added asks for it once.
+            pending = self._pending
+            if len(pending) >= self._queue_size and self._replace(item):
+                return
+            pending.append(item)
+            self._push(self)
+            return
         with self._lock:
             self._is_reachable = True
-            self.updates += 1
-            if self._is_at_work:
-                pending = self._pending
-                if len(pending) >= self._queue_size and type(pending[-1]) is Latest:
-                    pending[-1] = item
-                    self.squashed += 1
-                    return
-                pending.append(item)
-            elif self._scans:
-                self._pending.append(item)
-                self._is_at_work = push = True
-            else:
-                self._use(item)
-            if self._queued or self._queued_forwards:
-                self._schedule()
+            push = self._add(item)
+            self._schedule()
         if push:
             self._push(self)
+
+    def _replace(self, item: Latest) -> bool:
+        """Put an item in the place of the last one that waits; return whether that was a value."""
+        pending = self._pending
+        try:
+            if type(pending[-1]) is not Latest:
+                return False
+            pending[-1] = item
+        except IndexError:
+            # The worker has taken all of them meanwhile.
+            return False
+        self.squashed += 1
+        return True
 
     def lost(self, why: str) -> None:
         """Learn that the connection was lost, or that there is none for this reason."""
@@ -321,8 +330,9 @@ class LinkChannel:
             self._is_reachable = False
             pending = self._pending
             if len(pending) >= self.key.queue_size + _FLAPS:
+                self._spare += len(pending)
                 pending.clear()
-            push = self._take(_Lost(why, (now // _SECOND, now % _SECOND)))
+            push = self._add(_Lost(why, (now // _SECOND, now % _SECOND)))
             running = self._running is not None
             # What nobody asked to repeat is dropped: when the server is back, the value may be wrong.
             for table in (self._held, self._queued, self._queued_forwards):
@@ -340,15 +350,15 @@ class LinkChannel:
                 self.source.abandon()
             self.put_done(f"{self.key.name} Disconn", lost=True)
 
-    def _take(self, item: Latest | _Lost) -> bool:
-        """Use an item now, or leave it to the worker; return whether the worker must be told."""
-        if not self._scans and not self._is_at_work:
+    def _add(self, item: Latest | _Lost) -> bool:
+        """Use an item now, or leave it to the worker; return whether the worker must be told. With the lock."""
+        if not self._scans and not self._pending:
             self._use(item)
             return False
         self._pending.append(item)
-        if self._is_at_work:
+        if self._spare:
+            self._spare -= 1
             return False
-        self._is_at_work = True
         return True
 
     def _use(self, item: Latest | _Lost) -> None:
@@ -372,18 +382,17 @@ class LinkChannel:
     # -- processing: in the worker -----------------------------------------------------------------------------------
 
     def work(self) -> bool:
-        """Use one waiting update, and process the records that want to be; return whether more wait."""
+        """Use one waiting update, and process the records that want to be. Each update asks for that once."""
         with self._lock:
             pending = self._pending
             if not pending or self._is_closed:
-                self._is_at_work = False
                 if self._is_closed:
                     self._free()
+                elif self._spare:
+                    self._spare -= 1
                 return False
             is_room = self.key.pipeline and len(pending) >= self._queue_size
             item = pending.popleft()
-            # What comes from now on asks for the worker again, which is busy with this until then.
-            more = self._is_at_work = bool(pending)
             if self.connected and type(item) is Latest:
                 self.latest = item
             else:
@@ -404,7 +413,7 @@ class LinkChannel:
             process_each(single)
         if is_room:
             self._owner.on_loop(self._tell_room)
-        return more
+        return False
 
     def _free(self) -> None:
         if self._many is not None:

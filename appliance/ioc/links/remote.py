@@ -93,16 +93,19 @@ class _Subscription(Monitor[Any]):
     def _pass(self, value: Latest) -> None:
         """Pass a value on. What comes during a pause of the connection waits, and only the latest of it counts."""
         link = self.channel.link
-        if link is None or link.held is None:
-            self._source.take_value(value)
-        else:
+        if link is not None and link.held is not None:
             self._kept = value
+            return
+        source = self._source
+        source.last = value
+        if not source.is_held:
+            source.channel.take(value)
 
     def resumed(self) -> None:
         """Pass on the latest value of the pause, which is over."""
         kept, self._kept = self._kept, None
         if kept is not None:
-            self._source.take_value(kept)
+            self._pass(kept)
 
 
 class RemoteSource:
@@ -114,20 +117,22 @@ class RemoteSource:
     """
 
     def __init__(self, channel: LinkChannel, context: Context) -> None:
-        self._channel = channel
+        self.channel = channel
         self._context = context
         self._monitor: Monitor[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._putting: PutRequest | None = None
-        self._last: Latest | None = None
-        self._is_held = False
+        self.last: Latest | None = None
+        """The latest value of the present connection."""
+        self.is_held = False
+        """Whether the connection pauses, so that values are not used."""
         self._has_room = asyncio.Event()
 
     def start(self) -> None:
         """Subscribe."""
         self._again = None
-        key = self._channel.key
+        key = self.channel.key
         options = f"record[queueSize={key.queue_size},pipeline={'true' if key.pipeline else 'false'}]"
         if key.pipeline:
             # The server sends more when an update was taken, so updates are taken only while there is room.
@@ -143,9 +148,9 @@ class RemoteSource:
         try:
             async for item in monitor:
                 self.take(item)
-                while self._channel.is_full:
+                while self.channel.is_full:
                     self._has_room.clear()
-                    if self._channel.is_full:
+                    if self.channel.is_full:
                         await self._has_room.wait()
             self.take(ChannelClosedError("the server ended the subscription"))
         except ApplianceError as error:
@@ -157,25 +162,25 @@ class RemoteSource:
 
     def take_value(self, value: Latest) -> None:
         """Take a value."""
-        self._last = value
-        if not self._is_held:
-            self._channel.take(value)
+        self.last = value
+        if not self.is_held:
+            self.channel.take(value)
 
     def take(self, item: Any) -> None:
         """Take an item of the subscription."""
         if isinstance(item, Value):
             self.take_value(Latest(item.type, item.store))  # type: ignore[arg-type]  # a PV is a structure
         elif isinstance(item, Disconnected):
-            self._last = None
-            self._channel.lost(item.why)
+            self.last = None
+            self.channel.lost(item.why)
         elif isinstance(item, Exception):
-            self._last = None
-            self._channel.lost(str(item))
+            self.last = None
+            self.channel.lost(str(item))
             if self._monitor is not None:
-                _log.warning("PVA links to %s: %s", self._channel.key.name, item)
+                _log.warning("PVA links to %s: %s", self.channel.key.name, item)
                 self._again = asyncio.get_running_loop().call_later(_RETRY_S, self.start)
         elif isinstance(item, Connected):
-            self._is_held = False
+            self.is_held = False
 
     def look(self) -> None:
         """Follow a pause of the connection: no updates come then, so the last value may be wrong."""
@@ -183,18 +188,18 @@ class RemoteSource:
         if monitor is None:
             return
         held = monitor.channel.is_paused
-        if held is not self._is_held:
-            self._is_held = held
+        if held is not self.is_held:
+            self.is_held = held
             if held:
-                self._channel.lost(_PAUSED)
-            elif self._last is not None:
-                self.take_value(self._last)
+                self.channel.lost(_PAUSED)
+            elif self.last is not None:
+                self.take_value(self.last)
 
     @property
     def why(self) -> str:
         """Why there is no connection; empty if there is one."""
         monitor = self._monitor
-        if monitor is None or self._last is not None:
+        if monitor is None or self.last is not None:
             return ""
         return monitor.channel.why_waiting()
 
@@ -213,9 +218,9 @@ class RemoteSource:
                 return
             self._putting = None
             lost = isinstance(error, ChannelClosedError)
-            self._channel.put_done("" if error is None else str(error), lost=lost, faults=faults)
+            self.channel.put_done("" if error is None else str(error), lost=lost, faults=faults)
 
-        channel = self._context.channel(self._channel.key.name)
+        channel = self._context.channel(self.channel.key.name)
         prepared = self._context._prepared(batch.request).value
         request = PutRequest(channel, _PutWaiter(done), prepared, build, get=batch.needs_present)
         self._putting = request
@@ -237,7 +242,7 @@ class RemoteSource:
             self._reading.cancel()
         if monitor is not None:
             monitor.close()
-            self._context.give_back(self._channel.key.name)
+            self._context.give_back(self.channel.key.name)
 
 
 class Opened(NamedTuple):
