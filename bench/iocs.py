@@ -29,7 +29,7 @@ class Ioc(NamedTuple):
 
 
 @contextmanager
-def ioc(which: str, database: Path, keychain: str = "") -> Iterator[Ioc]:
+def ioc(which: str, database: Path, keychain: str = "", **variables: str) -> Iterator[Ioc]:
     tcp, udp, tls = free_ports(3)
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("EPICS_")},
@@ -44,6 +44,7 @@ def ioc(which: str, database: Path, keychain: str = "") -> Iterator[Ioc]:
         "EPICS_PVA_AUTO_ADDR_LIST": "NO",
         # As a service without privileges has it. With real-time threads EPICS would take the processors from both servers.
         "EPICS_ALLOW_POSIX_THREAD_PRIORITY_SCHEDULING": "NO",
+        **variables,
     }
     if which == "ours":
         words = ["-m", "appliance.cli.softiocpvx", "-S", "-d", str(database)]
