@@ -57,6 +57,8 @@ class Loading:
             ConfigurationError: The definition cannot be read, or it is wrong.
         """
         plan = self.plan
+        if plan.template_names:
+            dbcore.set_most_template_names(plan.template_names)
         register_demo()
         self.reread.register()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
@@ -112,7 +114,7 @@ class Loading:
         if "/" not in step.file and not locate.exists(step.file) and (SHIPPED / step.file).is_file():
             step = step._replace(file=str(SHIPPED / step.file))
         template = is_substitutions(step.file) if as_template is None else as_template
-        found = locate.read_substitutions(step) if template else None
+        found = locate.read_substitutions(step, most_names=dbcore.most_template_names()) if template else None
         if found is not None:
             self.warnings.extend(found.warnings)
         if step.file.endswith((".proto", ".protocol")):

@@ -23,10 +23,10 @@ _TOKEN: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _KEYWORDS: Final = frozenset(("pattern", "file", "global"))
-_MOST_NAMES: Final = 100
-"""dbTemplateMaxVars."""
-_ROOM: Final = 50 * _MOST_NAMES
-"""Octets of all macros of one set, in EPICS Base's buffer."""
+_ROOM: Final = 50
+"""Octets of EPICS Base's buffer for the macros of one set, for each permitted name."""
+_AROUND: Final = 2
+"""The comma before the macros in that buffer, and the NUL after them."""
 _END: Final = "the end of the file"
 _SHOWN: Final = 40
 
@@ -54,23 +54,27 @@ class _Token(NamedTuple):
     line: int
 
 
-def parse_substitutions(text: str, file: str, given: str = "") -> Substitutions:
+def parse_substitutions(
+    text: str, file: str, given: str = "", *, most_names: int | None = None
+) -> Substitutions:
     """Read a substitution file.
 
     Args:
         text: Its text.
         file: Its name, for messages.
         given: The macros of the command.
+        most_names: ``dbTemplateMaxVars``, from which EPICS Base's room follows. None does not judge this, for who does not load the file.
 
     Raises:
         ConfigurationError: It is wrong.
     """
-    return _Parser(text, file, given).read()
+    return _Parser(text, file, given, most_names).read()
 
 
 class _Parser:
-    def __init__(self, text: str, file: str, given: str) -> None:
+    def __init__(self, text: str, file: str, given: str, most_names: int | None) -> None:
         self.file = file
+        self.most_names = most_names
         self.tokens = self._tokens(text)
         self.next: _Token = next(self.tokens)
         self.line = 1
@@ -125,6 +129,7 @@ class _Parser:
     # -- the grammar ---------------------------------------------------------------------------------
 
     def read(self) -> Substitutions:
+        self.check_room(self.common, "of the command", 1)
         if self.next.kind == "end":
             self.fail("the file is empty: it must begin with 'file' or 'global'")
         while self.next.kind != "end":
@@ -199,8 +204,11 @@ class _Parser:
                 self.fail(f"expected the name of a macro, without quotes and '=', and not {self.said()}")
             names.append(self.take().text)
         self.take()
-        if len(names) > _MOST_NAMES:
-            self.fail(f"there are {len(names)} names, and EPICS Base has room for {_MOST_NAMES}", opened)
+        if self.most_names is not None and len(names) > self.most_names:
+            self.fail(
+                f"there are {len(names)} names, and EPICS Base has room for {self.most_names}: set 'var dbTemplateMaxVars {len(names)}' before",
+                opened,
+            )
         return names
 
     def values(self, opened: int, names: list[str]) -> str:
@@ -264,11 +272,18 @@ class _Parser:
 
     def joined(self, before: str, more: str, line: int) -> str:
         both = ",".join(part for part in (before, more) if part)
-        if len(both.encode("utf-8", "surrogateescape")) >= _ROOM:
-            self.fail(
-                f"the macros of this set are longer than {_ROOM} octets, for which EPICS Base has room", line
-            )
+        self.check_room(both, "of this set", line)
         return both
+
+    def check_room(self, macros: str, whose: str, line: int) -> None:
+        """Refuse macros for which EPICS Base has no room: it writes beyond its buffer."""
+        size = len(macros.encode("utf-8", "surrogateescape")) + _AROUND
+        if self.most_names is not None and size > _ROOM * self.most_names:
+            self.fail(
+                f"the macros {whose} have {size - _AROUND} octets, and EPICS Base has room for {_ROOM * self.most_names - _AROUND}: "
+                f"set 'var dbTemplateMaxVars {-(-size // _ROOM)}' before",
+                line,
+            )
 
 
 def _requoted(value: _Token) -> str:

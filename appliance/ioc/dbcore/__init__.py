@@ -124,6 +124,7 @@ from appliance.ioc.dbcore.records import (
     records,
 )
 from appliance.ioc.dbcore.restore import restore
+from appliance.ioc.dbcore.template import most_template_names, set_most_template_names
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -176,6 +177,7 @@ __all__ = [
     "load_records_text",
     "load_template",
     "macro_text",
+    "most_template_names",
     "on_init_hook",
     "on_trapped_put",
     "put_notify",
@@ -194,6 +196,7 @@ __all__ = [
     "serves_channel_access",
     "set_access_file",
     "set_log_prefix",
+    "set_most_template_names",
     "shell_capture",
     "shell_command",
     "shell_commands",

@@ -314,6 +314,50 @@ def test_a_substitution_file_that_is_wrong_is_refused(files: Path, text: str, wh
     assert where in refused(Plan(databases=(LoadStep("wrong.substitutions"),), folder=str(files)))
 
 
+_WIDE = f'file "db/good.db" {{\n pattern {{P {" ".join(f"N{n}" for n in range(119))}}}\n {{A, {"x, " * 119}}}\n}}\n'
+"""A set of 120 names."""
+
+
+@pytest.mark.parametrize("way", ["script", "shell"])
+async def test_dbtemplatemaxvars_gives_room_for_more_names(files: Path, way: str) -> None:
+    (files / "wide.substitutions").write_text(_WIDE)
+    (files / "long.substitutions").write_text(f'file "db/good.db" {{\n {{P=B, LONG="{"x" * 7000}"}}\n}}\n')
+    lines = (
+        "var dbTemplateMaxVars 150\n",
+        'dbLoadTemplate("wide.substitutions")\n',
+        'dbLoadTemplate("long.substitutions")\n',
+        "iocInit\n",
+    )
+    if way == "script":
+        (files / "st.cmd").write_text("".join(lines))
+        async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+            await ioc.printed("serving 4 records")
+        return
+    async with starting_ioc(cwd=files) as ioc:
+        for line in (*lines, "dbl\n"):
+            ioc.type(line)
+        for name in ("A:ao", "B:ao"):
+            await ioc.printed(rf"\b{name}\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (119, "wide.substitutions:2: there are 120 names, and EPICS Base has room for 119"),
+        (0, "dbTemplateMaxVars is 0: it must be from 1 to 42949672"),
+        (42949673, "dbTemplateMaxVars is 42949673: it must be from 1 to 42949672"),
+    ],
+)
+async def test_too_small_or_impossible_a_dbtemplatemaxvars_ends_the_start(
+    files: Path, number: int, why: str
+) -> None:
+    (files / "wide.substitutions").write_text(_WIDE)
+    (files / "st.cmd").write_text(f'var dbTemplateMaxVars {number}\ndbLoadTemplate("wide.substitutions")\n')
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert why in log.strip().splitlines()[-1]
+    assert "st.cmd:2" in log.strip().splitlines()[-1]
+
+
 async def test_a_faulty_substitution_file_ends_the_start_with_one_sentence(files: Path) -> None:
     (files / "wrong.substitutions").write_text('file "db/good.db" {\n patern {P}\n {A}\n}\n')
     (files / "st.cmd").write_text('\ndbLoadTemplate("wrong.substitutions")\niocInit\n')

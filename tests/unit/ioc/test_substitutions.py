@@ -16,7 +16,7 @@ def parse(text: str, given_macros: str = "") -> list[tuple[str, str, int]]:
 
 def refused(text: str) -> tuple[int | None, str]:
     with pytest.raises(ConfigurationError) as caught:
-        parse_substitutions(text, "f.substitutions")
+        parse_substitutions(text, "f.substitutions", most_names=100)
     assert caught.value.file == "f.substitutions"
     assert "\n" not in str(caught.value)
     return caught.value.line, caught.value.why
@@ -70,14 +70,25 @@ def test_commas_are_as_free_as_in_epics_and_values_may_be_missing() -> None:
         ("file a.db {\n {P=1, R=(2)}\n}\n", 2, "'(' is only permitted inside quotes"),
         ("\udcff\udcfe", 1, "this is no text: it contains the octet 0xff"),
         ("file a.db { {P=1} }\x00", 1, "this is no text: it contains the octet 0x00"),
-        (f"file a.db {{\n pattern {{{' '.join(f'N{n}' for n in range(101))}}}\n}}\n", 2, "there are 101 names, and EPICS Base has room for 100"),
-        (f'file a.db {{\n\n {{P="{"x" * 5000}"}}\n}}\n', 3, "the macros of this set are longer than 5000 octets"),
+        (f"file a.db {{\n pattern {{{' '.join(f'N{n}' for n in range(101))}}}\n}}\n", 2, "there are 101 names, and EPICS Base has room for 100: set 'var dbTemplateMaxVars 101' before"),
+        (f'file a.db {{\n\n {{P="{"x" * 5000}"}}\n}}\n', 3, "the macros of this set have 5004 octets, and EPICS Base has room for 4998: set 'var dbTemplateMaxVars 101' before"),
     ],
 )  # fmt: skip
 def test_each_fault_is_one_sentence_with_its_line(text: str, line: int, why: str) -> None:
     found = refused(text)
     assert found[0] == line
     assert why in found[1]
+
+
+def test_the_room_for_macros_is_that_of_dbtemplatemaxvars_to_the_octet() -> None:
+    # EPICS Base writes a comma before them and a NUL after them into a buffer of 50 octets for each name.
+    for names, size in ((100, 4998), (1, 48), (200, 9998)):
+        assert parse_substitutions(f"file a.db {{ {{P={'x' * (size - 2)}}} }}", "f", most_names=names).loads
+        with pytest.raises(ConfigurationError, match=f"dbTemplateMaxVars {names + 1}"):
+            parse_substitutions(f"file a.db {{ {{P={'x' * (size - 1)}}} }}", "f", most_names=names)
+    parse_substitutions("file a.db {}", "f", "P=" + "x" * 46, most_names=1)
+    with pytest.raises(ConfigurationError, match="f:1: the macros of the command have 49 octets"):
+        parse_substitutions("file a.db {}", "f", "P=" + "x" * 47, most_names=1)
 
 
 @pytest.mark.parametrize(
