@@ -37,7 +37,7 @@ class Loading:
         self.loaded: list[LoadStep] = []
         """Databases and substitution files, in this order."""
         self.warnings: list[str] = []
-        """What EPICS ignores in substitution files."""
+        """What EPICS ignores in substitution files; not told yet."""
         self.macros = ""
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None

@@ -27,6 +27,10 @@ _ROOM: Final = 50
 """Octets of EPICS Base's buffer for the macros of one set, for each permitted name."""
 _AROUND: Final = 2
 """The comma before the macros in that buffer, and the NUL after them."""
+_MOST_LOADS: Final = 250_000
+"""Sets of one file, at most: EPICS Base reads a database for each."""
+_MOST_OCTETS: Final = 256 << 20
+"""Octets of the macros of all sets of one file, at most: a set with macros of its own has those of ``global`` too."""
 _END: Final = "the end of the file"
 _SHOWN: Final = 40
 
@@ -81,6 +85,10 @@ class _Parser:
         """Where the last token was."""
         self.common = given
         self.loads: list[Load] = []
+        self.octets = 0
+        """Octets of the macros of all loads."""
+        self.stale = ""
+        """The macros of the last set that had any: they stay in EPICS Base's buffer."""
         self.warnings: list[str] = []
 
     def fail(self, why: str, line: int | None = None) -> NoReturn:
@@ -144,6 +152,11 @@ class _Parser:
                 self.fail(f"expected 'file' or 'global', and not {self.said()}{hint}")
         return Substitutions(tuple(self.loads), tuple(self.warnings))
 
+    def refuse_comma(self) -> None:
+        """Refuse a comma at the beginning of a list: only further on EPICS Base permits any number of them."""
+        if self.sees(","):
+            self.fail("a list cannot begin with a comma: remove it")
+
     def globals(self) -> None:
         self.take()
         opened = self.opening("after 'global'")
@@ -166,16 +179,37 @@ class _Parser:
             if self.sees("global"):
                 self.globals()
                 continue
-            if self.next.kind == "word":
-                self.old_name()
+            word = self.old_name() if self.next.kind == "word" else ""
             if not self.sees("{"):
                 self.fail(f"expected a set of values in braces, or '}}', and not {self.said()}")
             begin = self.take().line
+            if word and self.sees("}"):
+                self.fail(f"a set without macros cannot have a word before it: remove {word!r}", begin)
             macros = self.definitions(begin) if names is None else self.values(begin, names)
-            self.loads.append(Load(database, self.joined(self.common, macros, begin), begin))
+            self.load(database, macros, begin)
         self.take()
 
-    def old_name(self) -> None:
+    def load(self, database: str, own: str, line: int) -> None:
+        """Note a set that defines these macros itself."""
+        macros = self.joined(self.common, own, line)
+        if not macros and self.stale:
+            macros = self.stale
+            self.warn(
+                "this set has no macros, and EPICS Base loads it with those of the set before it: give it one",
+                line,
+            )
+        self.stale = macros
+        self.loads.append(Load(database, macros, line))
+        self.octets += len(macros) if own else 0
+        if len(self.loads) > _MOST_LOADS:
+            self.fail(f"the file has more than {_MOST_LOADS} sets: divide it", line)
+        if self.octets > _MOST_OCTETS:
+            self.fail(
+                f"the macros of all sets up to here have more than {_MOST_OCTETS} octets: divide the file",
+                line,
+            )
+
+    def old_name(self) -> str:
         """Take a name before the braces, as very old files have it."""
         name = self.take()
         if not self.sees("{"):
@@ -188,12 +222,14 @@ class _Parser:
         if not self.loads and name.text.lower().startswith("pat"):
             self.fail(f"{name.text[:_SHOWN]!r} is not known here: did you mean 'pattern'?", name.line)
         self.warn(f"the word {name.text[:_SHOWN]!r} before '{{' has no effect", name.line)
+        return name.text[:_SHOWN]
 
     def warn(self, text: str, line: int) -> None:
         self.warnings.append(str(ConfigurationError(text, file=self.file, line=line)))
 
     def names(self, opened: int) -> list[str]:
         names: list[str] = []
+        self.refuse_comma()
         while not self.sees("}"):
             if self.sees(","):
                 self.take()
@@ -215,6 +251,7 @@ class _Parser:
         """Read the values of a pattern, up to the closing brace."""
         parts: list[str] = []
         count = 0
+        self.refuse_comma()
         while not self.sees("}"):
             if self.sees(","):
                 self.take()
@@ -237,6 +274,7 @@ class _Parser:
     def definitions(self, opened: int) -> str:
         """Read ``NAME=value, ...``, up to the closing brace."""
         parts: list[str] = []
+        self.refuse_comma()
         while not self.sees("}"):
             if self.sees(","):
                 self.take()

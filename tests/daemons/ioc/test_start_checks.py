@@ -410,6 +410,13 @@ async def test_what_epics_ignores_in_a_substitution_file_is_a_warning(files: Pat
         )
 
 
+async def test_what_epics_ignores_in_a_file_that_is_typed_is_a_warning_too(files: Path) -> None:
+    (files / "many.substitutions").write_text('file "db/good.db" {\n pattern {P}\n {A, B}\n}\n')
+    async with starting_ioc(cwd=files) as ioc:
+        ioc.type('dbLoadTemplate("many.substitutions")\n')
+        await ioc.printed(r"many\.substitutions:3: there are 2 values for 1 names")
+
+
 async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:
     (files / "big.db").write_text(
         'record(int64in, "i") {}\nrecord(ao, "ao") { info(Q:group, {"g": {"t": {+channel: "UTAG"}}}) }\n'

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import ConfigurationError
+from appliance.ioc import substitutions
 from appliance.ioc.substitutions import Load, parse_substitutions
 
 
@@ -37,8 +38,8 @@ def test_sets_may_name_their_values_and_globals_hold_until_the_end() -> None:
 
 
 def test_commas_are_as_free_as_in_epics_and_values_may_be_missing() -> None:
-    assert parse('file a.db { pattern {P R,,S} {"1" 2} {,} {} }') == [
-        ("a.db", 'P="1",R=2', 1), ("a.db", "", 1), ("a.db", "", 1),
+    assert parse('file a.db { pattern {P R,,S} {"1" 2} {3,} {4,,5} } global {X=1,} file a.db { {A=1} }') == [
+        ("a.db", 'P="1",R=2', 1), ("a.db", "P=3", 1), ("a.db", "P=4,R=5", 1), ("a.db", "X=1,A=1", 1),
     ]  # fmt: skip
 
 
@@ -70,6 +71,11 @@ def test_commas_are_as_free_as_in_epics_and_values_may_be_missing() -> None:
         ("file a.db {\n {P=1, R=(2)}\n}\n", 2, "'(' is only permitted inside quotes"),
         ("\udcff\udcfe", 1, "this is no text: it contains the octet 0xff"),
         ("file a.db { {P=1} }\x00", 1, "this is no text: it contains the octet 0x00"),
+        ("file a.db {\n {,A=1}\n}\n", 2, "a list cannot begin with a comma: remove it"),
+        ("\nglobal {,}\n", 2, "a list cannot begin with a comma"),
+        ("file a.db {\n pattern {,A}\n {1}\n}\n", 2, "a list cannot begin with a comma"),
+        ("file a.db {\n pattern {A}\n {1}\n {,}\n}\n", 4, "a list cannot begin with a comma"),
+        ("file a.db {\n {A=1}\n row {}\n}\n", 3, "a set without macros cannot have a word before it: remove 'row'"),
         (f"file a.db {{\n pattern {{{' '.join(f'N{n}' for n in range(101))}}}\n}}\n", 2, "there are 101 names, and EPICS Base has room for 100: set 'var dbTemplateMaxVars 101' before"),
         (f'file a.db {{\n\n {{P="{"x" * 5000}"}}\n}}\n', 3, "the macros of this set have 5004 octets, and EPICS Base has room for 4998: set 'var dbTemplateMaxVars 101' before"),
     ],
@@ -95,6 +101,7 @@ def test_the_room_for_macros_is_that_of_dbtemplatemaxvars_to_the_octet() -> None
     ("text", "warning"),
     [
         ("file a.db {\n pattern {P}\n {1, 2}\n}\n", "f.substitutions:3: there are 2 values for 1 names: the last ones have no effect"),
+        ("file a.db {\n {P=1}\n {}\n}\n", "f.substitutions:3: this set has no macros, and EPICS Base loads it with those of the set before it: give it one"),
         ("file a.db {\n row {P=1}\n}\n", "f.substitutions:2: the word 'row' before '{' has no effect"),
     ],
 )  # fmt: skip
@@ -102,6 +109,17 @@ def test_what_epics_ignores_is_a_warning(text: str, warning: str) -> None:
     found = parse_substitutions(text, "f.substitutions")
     assert list(found.warnings) == [warning]
     assert found.loads[0].macros == "P=1"
+
+
+def test_one_file_asks_for_so_many_loads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "file a.db {\n" + "{}\n" * 250_000
+    assert len(parse(text + "}")) == 250_000
+    line, why = refused(text + "{} }")
+    assert (line, why) == (250_002, "the file has more than 250000 sets: divide it")
+    monkeypatch.setattr(substitutions, "_MOST_OCTETS", 5000)
+    assert parse(f"global {{A={'x' * 998}}} file a.db {{ {{B=1}} {{B=2}} {{B=3}} {{B=4}} {{}} }}")
+    line, why = refused(f"global {{A={'x' * 998}}} file a.db {{\n{{B=1}} {{B=2}} {{B=3}} {{B=4}}\n{{B=5}} }}")
+    assert (line, why) == (3, "the macros of all sets up to here have more than 5000 octets: divide the file")
 
 
 _PARTS = st.lists(
