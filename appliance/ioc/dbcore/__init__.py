@@ -84,6 +84,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_device,
     register_exit,
     register_function,
+    replace_registrar,
 )
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
@@ -192,6 +193,7 @@ __all__ = [
     "register_exit",
     "register_function",
     "register_support",
+    "replace_registrar",
     "restore",
     "serves_channel_access",
     "set_access_file",

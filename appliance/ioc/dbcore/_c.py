@@ -239,7 +239,7 @@ def library_file(name: str) -> str:
 # RTLD_GLOBAL because registerAllRecordDeviceDrivers() finds record and device support by symbol name.
 com: Final = ctypes.CDLL(library_file("Com"), mode=ctypes.RTLD_GLOBAL)
 core: Final = ctypes.CDLL(library_file("dbCore"), mode=ctypes.RTLD_GLOBAL)
-_rec_std: Final = ctypes.CDLL(library_file("dbRecStd"), mode=ctypes.RTLD_GLOBAL)
+rec_std: Final = ctypes.CDLL(library_file("dbRecStd"), mode=ctypes.RTLD_GLOBAL)
 
 
 def _bind(library: ctypes.CDLL, result: Any, name: str, *arguments: Any) -> Any:

@@ -157,6 +157,18 @@ def register_function(name: str, function: Callable[[RecordView], int | None]) -
     _c.registryFunctionAdd(ctypes.cast(kept, c_char_p), ctypes.cast(_guarded(name, function), c_void_p))
 
 
+_nothing = ctypes.CFUNCTYPE(None)(lambda: None)
+"""A registrar that registers nothing."""
+
+
+def replace_registrar(name: str) -> None:
+    """Let a ``registrar(NAME)`` of a definition register nothing, since its functions are registered here; before :func:`.boot.boot`.
+
+    EPICS finds registrars by a variable of their library. It does not register a function twice, and prints an error.
+    """
+    c_void_p.in_dll(_c.rec_std, f"pvar_func_{name}").value = ctypes.cast(_nothing, c_void_p).value
+
+
 #: Records of softIoc's ``-x PREFIX``, with the macro IOC; see :func:`register_exit`.
 EXIT_RECORDS: Final = """
 record(sub, "$(IOC):exit") {

@@ -277,6 +277,17 @@ async def test_a_registrar_of_a_definition_that_is_here_is_no_failure(files: Pat
         await ioc.printed("serving 2 records")
 
 
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_good_start_prints_no_complaint_of_epics(files: Path, *, own: bool) -> None:
+    parts = ("menuGlobal", "menuConvert", "menuScan", "stdRecords", "links", "devSoft", "asSub", "dbCore")
+    (files / "mine.dbd").write_text("".join(f'include "{part}.dbd"\n' for part in parts))
+    more = ["-D", "mine.dbd"] if own else []
+    async with running_ioc("-S", *more, "-m", "P=A", "-d", "db/good.db", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")
+        assert "could not" not in ioc.log
+        assert "rror" not in ioc.log
+
+
 @pytest.mark.parametrize("way", ["configuration", "option"])
 async def test_databases_may_be_substitution_files(files: Path, way: str) -> None:
     (files / "ioc.yml").write_text("databases: [{file: db/many.substitutions}]\n")
