@@ -127,6 +127,7 @@ from appliance.ioc.dbcore.records import (
     records,
 )
 from appliance.ioc.dbcore.restore import put_saved, restore
+from appliance.ioc.dbcore.template import most_template_names, set_most_template_names
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -179,11 +180,13 @@ __all__ = [
     "load_records_text",
     "load_template",
     "macro_text",
+    "most_template_names",
     "on_init_hook",
     "on_trapped_put",
     "output_since",
     "output_so_far",
     "put_notify",
+    "put_saved",
     "reading_of",
     "record_count",
     "record_group",
@@ -195,11 +198,11 @@ __all__ = [
     "register_exit",
     "register_function",
     "register_support",
-    "put_saved",
     "restore",
     "serves_channel_access",
     "set_access_file",
     "set_log_prefix",
+    "set_most_template_names",
     "shell_capture",
     "shell_command",
     "shell_commands",
