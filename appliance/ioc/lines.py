@@ -6,10 +6,13 @@ Start scripts that were written for other IOCs name commands of their C code. Th
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.editing import plain
 
 __all__ = ["REGISTRAR", "captured_line", "explained", "run_line", "words_of"]
 
@@ -57,7 +60,8 @@ def run_line(line: str) -> ApplianceError | None:
     words = words_of(line)
     if words and words[0].endswith(REGISTRAR):
         return _register(words[0])
-    error = dbcore.shell_line(line)
+    with _shown():
+        error = dbcore.shell_line(line)
     if error is not None and (missing := _NOT_FOUND.search(str(error))) is not None:
         return ApplianceError(explained(missing[1]))
     if error is not None and (variable := _NO_VARIABLE.search(str(error))) is not None:
@@ -65,6 +69,18 @@ def run_line(line: str) -> ApplianceError | None:
             f"var: this IOC has no variable {variable[1] or variable[2]!r}; 'var' alone lists them; {_PAGE}"
         )
     return error
+
+
+def _shown() -> AbstractContextManager[None]:
+    """Escape what a command prints if a terminal shows it: records hold what clients wrote."""
+    if not sys.stdout.isatty():
+        return nullcontext()
+
+    def write(text: str) -> None:
+        sys.stdout.write(plain(text))
+        sys.stdout.flush()
+
+    return dbcore.printed_through(write)
 
 
 def _register(name: str) -> ApplianceError | None:

@@ -126,6 +126,7 @@ from appliance.ioc.dbcore.records import (
 )
 from appliance.ioc.dbcore.restore import restore
 from appliance.ioc.dbcore.template import most_template_names, set_most_template_names
+from appliance.ioc.dbcore.through import printed_through
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -181,6 +182,7 @@ __all__ = [
     "most_template_names",
     "on_init_hook",
     "on_trapped_put",
+    "printed_through",
     "put_notify",
     "reading_of",
     "record_count",
