@@ -128,6 +128,7 @@ from appliance.ioc.dbcore.records import (
 )
 from appliance.ioc.dbcore.restore import put_saved, restore
 from appliance.ioc.dbcore.template import most_template_names, set_most_template_names
+from appliance.ioc.dbcore.through import printed_through
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -185,6 +186,7 @@ __all__ = [
     "on_trapped_put",
     "output_since",
     "output_so_far",
+    "printed_through",
     "put_notify",
     "put_saved",
     "reading_of",
