@@ -271,6 +271,7 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("nonsense 1", "nonsense: there is no such command"),
         ('seq("prog", "P=x")', "seq: this IOC has no sequencer"),
         ("drvAsynIPPortConfigure P host:1", "no asyn"),
+        ("startPVAServer", "startPVAServer: PVAccess is served with iocInit"),
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
         ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
