@@ -60,7 +60,7 @@ class _Child:
         os.write(self.answer, (json.dumps(what) + "\n").encode())
 
     def reading(self, step: LoadStep) -> None:
-        self.tell(reading=list(step))
+        self.tell(reading=list(step), folder=os.getcwd())  # noqa: PTH109 - for chdir
 
     def before(self, line: str, words: list[str]) -> bool:
         self.tell(running=[*self.loading.script.where, line])

@@ -87,7 +87,7 @@ async def test_a_lost_pv_is_a_link_alarm_until_it_is_back(tmp_path: Path) -> Non
         alarm = (await records.client.get("in"))["alarm"]
         assert alarm["message"] == "INP Disconn"
         assert await records.get("in") == 7.0
-        with pytest.raises(RemoteError, match="cannot process out: .*, with the alarm 'field OUT'"):
+        with pytest.raises(RemoteError, match=r"cannot process out: .*, with the alarm 'field OUT'"):
             await records.client.put("out", 8.0)
         assert await records.get("out.SEVR") == INVALID
         await records.put("patient", 9.0)

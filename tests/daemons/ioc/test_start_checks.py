@@ -187,6 +187,16 @@ def test_a_crash_of_a_command_is_a_sentence_with_its_line(files: Path) -> None:
     assert "good.db" not in sentence
 
 
+def test_a_database_on_which_epics_crashes_is_named_with_the_line_of_the_script(files: Path) -> None:
+    (files / "db" / "crash.db").write_text(
+        'record(ai, "L:1") {}\nrecord(ai, "$(NO_NAME):x") { field(DESC, "$(NO_NAME)") }\n'
+    )
+    (files / "st.cmd").write_text('cd "db"\ndbLoadRecords("crash.db")\niocInit\n')
+    sentence = refused(Plan(script="st.cmd", folder=str(files)))
+    assert "crash.db:2: the macro NO_NAME is not defined" in sentence
+    assert "(run by st.cmd:2)" in sentence
+
+
 async def test_group_files_are_checked_against_the_records(files: Path) -> None:
     config = files / "ioc.yml"
     config.write_text("databases: [{file: db/good.db}]\ngroups: [{file: group.json}]\n")
