@@ -30,7 +30,7 @@ _PAGE: Final = "see 'What this IOC does not have' in its documentation"
 _MISSING: Final = (
     (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
     (("drvAsyn", "asyn", "Stream", "streamSet", "vxi11", "Modbus", "modbus", "drvModbus", "motor", "asynMotor"), "this IOC has no asyn and no drivers in C"),
-    (("NDStd", "ND", "ADCore", "simDetector", "startPVA"), "this IOC has no areaDetector"),
+    (("NDStd", "ND", "ADCore", "simDetector"), "this IOC has no areaDetector"),
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
     (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),

@@ -195,8 +195,8 @@ class Loading:
         if not any(Path(folder, name).is_file() for folder in search.split(":")):
             where = "" if name.startswith("/") else f" in {search}"
             raise ApplianceError(
-                f"dbLoadDatabase: there is no definition file {name!r}{where}; the record types of EPICS Base are loaded already, "
-                "and C code comes with 'libraries'"
+                f"dbLoadDatabase: there is no definition file {name!r}{where}; remove the line if it names the definition of "
+                "another IOC: the record types of EPICS Base are loaded already, and C code comes with 'libraries'"
             )
         dbcore.load_definition(name, search=search.encode("utf-8", "surrogateescape"), macros=macros)
 

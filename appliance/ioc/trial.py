@@ -22,6 +22,7 @@ from appliance.ioc import dbcore, locate
 from appliance.ioc.config import CaPutLogPlan, LibraryStep, LoadStep, Plan, is_substitutions
 from appliance.ioc.dbcore.streams import written
 from appliance.ioc.dbcore.words import complaint, plain
+from appliance.ioc.script import placed
 
 __all__ = ["Trial", "TrialResult", "check_file", "plan_from_json"]
 
@@ -109,11 +110,16 @@ class Trial:
             name = _died(self._child.returncode)
             raise ConfigurationError(f"EPICS Base crashes ({name}) in: {command[:200]}", file=file, line=line)
         if "end" not in last:
-            with chdir(self._plan.folder or "."):
-                raise _crashed(self._child.returncode, at, said)
+            # Names of files are relative to where the script had gone.
+            with chdir(last.get("folder") or self._plan.folder or "."):
+                error = _crashed(self._child.returncode, at, said)
+            ran = next((each["running"] for each in reversed(told) if "running" in each), None)
+            if ran is not None and at is not None and at.file != "iocInit":
+                raise placed(error, ran[0], ran[1])
+            raise error
         end = last["end"]
-        if (error := end.get("error")) is not None:
-            raise ConfigurationError(**error)
+        if (fault := end.get("error")) is not None:
+            raise ConfigurationError(**fault)
         return TrialResult(
             tuple(end["warnings"]),
             tuple(end["faults"]),

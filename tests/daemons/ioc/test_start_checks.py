@@ -187,6 +187,16 @@ def test_a_crash_of_a_command_is_a_sentence_with_its_line(files: Path) -> None:
     assert "good.db" not in sentence
 
 
+def test_a_database_on_which_epics_crashes_is_named_with_the_line_of_the_script(files: Path) -> None:
+    (files / "db" / "crash.db").write_text(
+        'record(ai, "L:1") {}\nrecord(ai, "$(NO_NAME):x") { field(DESC, "$(NO_NAME)") }\n'
+    )
+    (files / "st.cmd").write_text('cd "db"\ndbLoadRecords("crash.db")\niocInit\n')
+    sentence = refused(Plan(script="st.cmd", folder=str(files)))
+    assert "crash.db:2: the macro NO_NAME is not defined" in sentence
+    assert "(run by st.cmd:2)" in sentence
+
+
 async def test_group_files_are_checked_against_the_records(files: Path) -> None:
     config = files / "ioc.yml"
     config.write_text("databases: [{file: db/good.db}]\ngroups: [{file: group.json}]\n")
@@ -205,6 +215,40 @@ async def test_check_config_reads_access_security_and_the_script_and_says_good(f
     (files / "rules.acf").write_text("ASG(DEFAULT) { RULE(1, REED) }\n")
     config.write_text("script: st.cmd\n")
     assert "rules.acf:1:" in await said("--config", config, "--check-config", status=1)
+
+
+async def test_a_group_that_the_rules_do_not_define_is_told(files: Path) -> None:
+    (files / "rules.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\nASG(SETPOINTS) { RULE(1, READ) }\n")
+    (files / "asg.db").write_text(
+        'record(ao, "L:1") { field(ASG, "SETPOINT") }\nrecord(ao, "L:2") { field(ASG, "SETPOINTS") }\n'
+        'record(ao, "L:3") { field(ASG, "DEFAULT") alias("L:4") }\n'
+    )
+    (files / "ioc.yml").write_text("databases: [{file: asg.db}]\nacf: {file: rules.acf}\n")
+    words = (
+        "rules.acf does not define ASG(SETPOINT), so the rules of ASG(DEFAULT) hold; did you mean SETPOINTS?"
+    )
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    assert log.count("does not define") == 1
+    assert "Warning: L:1: " in log
+    assert words in log
+    async with running_ioc("--config", files / "ioc.yml") as ioc:
+        await ioc.printed("serving 4 records")
+        assert words in ioc.log
+        assert ioc.log.count("does not define") == 1
+
+
+async def test_a_command_line_without_a_configuration_file_can_be_checked(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\n')
+    assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files)
+    log = await said("--check-config", "-m", "P=A", "-d", "db/good.db", status=0, cwd=files)
+    assert "db/good.db: good" in log
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\nnonsense\n')
+    log = await said("--check-config", "st.cmd", status=1, cwd=files)
+    assert "Error: st.cmd:3: nonsense: there is no such command" in log
+    log = await said("--check-config", "-d", "macro.db", status=1, cwd=files)
+    assert "the macro UNDEF is not defined" in log
+    assert "name what to check" in await said("--check-config", status=1, cwd=files)
+    assert "--config FILE" in await said("--print-config", "st.cmd", status=1, cwd=files)
 
 
 async def test_a_check_leaves_no_trace_and_processes_nothing(files: Path) -> None:
@@ -237,6 +281,7 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("nonsense 1", "nonsense: there is no such command"),
         ('seq("prog", "P=x")', "seq: this IOC has no sequencer"),
         ("drvAsynIPPortConfigure P host:1", "no asyn"),
+        ("startPVAServer", "startPVAServer: PVAccess is served with iocInit"),
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
         ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
