@@ -51,7 +51,6 @@ class ArrayReading:
             into both rooms.
         end: where the array ends.
         count: how many numbers it has.
-        value: the array, read-only.
     """
 
     __slots__ = ("_value", "count", "end", "memory", "raw", "reader")
@@ -68,6 +67,7 @@ class ArrayReading:
 
     @property
     def value(self) -> NDArray[Any]:
+        """The array, read-only."""
         if self._value is None:
             self._value = self.memory[ROOM_BEFORE : self.end].view(self.reader.dtype)
             self._value.flags.writeable = False
