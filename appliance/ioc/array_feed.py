@@ -9,9 +9,9 @@ client) are handled as in all other feeds.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from struct import Struct
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
@@ -164,9 +164,12 @@ class ArrayFeed(Feed):
         dbcore.forget_locks()
 
 
-def _parts(feeds: list[ArrayFeed]) -> Iterator[list[ArrayFeed]]:
+_FeedT = TypeVar("_FeedT", bound=ArrayFeed)
+
+
+def _parts(feeds: Sequence[_FeedT]) -> Iterator[list[_FeedT]]:
     """Divide feeds, so that not too many arrays are in memory before they are posted."""
-    some: list[ArrayFeed] = []
+    some: list[_FeedT] = []
     size = 0
     for feed in feeds:
         size += feed.weight
@@ -178,7 +181,7 @@ def _parts(feeds: list[ArrayFeed]) -> Iterator[list[ArrayFeed]]:
         yield some
 
 
-def _read_all(feeds: list[ArrayFeed]) -> list[ArrayReading | None]:
+def _read_all(feeds: Sequence[ArrayFeed]) -> list[ArrayReading | None]:
     """Read many records; the reading is None if EPICS cannot read one."""
     try:
         return list(dbcore.read_arrays([feed.reader for feed in feeds]))

@@ -597,11 +597,15 @@ class StreamLink(asyncio.Protocol):
         if self._closing:
             return
         self._remember(reason)
-        self.flush()
-        self._closing = True
-        if self.engine is not None:
-            self.engine.close()
-            self._write_engine()
+        try:
+            self.flush()
+            self._closing = True
+            if self.engine is not None:
+                self.engine.close()
+                self._write_engine()
+        except Exception as error:  # noqa: BLE001 - it must end in any case, and so must others that are closed with it
+            self.broken(error)
+            return
         if not self.writable:
             transport.abort()  # the peer does not read: waiting for it would keep the link for ever
         elif linger and transport.can_write_eof():
@@ -617,8 +621,12 @@ class StreamLink(asyncio.Protocol):
         self._remember(reason)
         self._closing = True
         if self.engine is not None and self.writable:
-            self.engine.close()
-            self._write_engine()
+            try:
+                self.engine.close()
+                self._write_engine()
+            except Exception as error:  # noqa: BLE001 - as in close()
+                self.broken(error)
+                return
             transport.close()
             self._loop.call_later(CUT_S, transport.abort)
         else:

@@ -96,6 +96,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_device,
     register_exit,
     register_function,
+    skip_registrar,
 )
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
@@ -135,7 +136,9 @@ from appliance.ioc.dbcore.records import (
     record_types,
     records,
 )
-from appliance.ioc.dbcore.restore import restore
+from appliance.ioc.dbcore.restore import put_saved, restore
+from appliance.ioc.dbcore.template import most_template_names, set_most_template_names
+from appliance.ioc.dbcore.through import printed_through
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -193,11 +196,14 @@ __all__ = [
     "load_records_text",
     "load_template",
     "macro_text",
+    "most_template_names",
     "on_init_hook",
     "on_trapped_put",
     "output_since",
     "output_so_far",
+    "printed_through",
     "put_notify",
+    "put_saved",
     "read_arrays",
     "reading_of",
     "record_count",
@@ -214,12 +220,14 @@ __all__ = [
     "serves_channel_access",
     "set_access_file",
     "set_log_prefix",
+    "set_most_template_names",
     "shell_capture",
     "shell_command",
     "shell_commands",
     "shell_line",
     "shell_print",
     "shutdown",
+    "skip_registrar",
     "take_errors",
     "view_numbers",
 ]

@@ -53,7 +53,6 @@ class ArrayReading:
             into both rooms.
         end: where the array ends.
         count: how many numbers it has.
-        value: the array, read-only.
     """
 
     __slots__ = ("_value", "count", "end", "memory", "raw", "reader")
@@ -70,6 +69,7 @@ class ArrayReading:
 
     @property
     def value(self) -> NDArray[Any]:
+        """The array, read-only."""
         if self._value is None:
             import numpy as np
 

@@ -525,7 +525,11 @@ class DBChannel:
             self._set_byte("RPRO", 1)
             return True
         self._set_byte("PUTF", 1)
-        _check(_c.dbProcess(self.record_address), f"cannot process {self.record}")
+        if status := _c.dbProcess(self.record_address):
+            # Mostly -1 alone; the alarm says more: which link, or why its put was not done.
+            alarm = text_at(self.record_address, common_field("AMSG"))
+            told = f", with the alarm {alarm!r}" if alarm else ""
+            raise OperationError(f"cannot process {self.record}: {status_text(status)}{told}")
         return True
 
     def _scan(self) -> int:

@@ -57,7 +57,7 @@ class _Reader:
     def sender(self, _bits: int, _code: str, _overrun: int = 0) -> None:
         """Give no short way: there are no octets."""
 
-    def send_octets(self, _bits: int, _body: Buffer, *, big: bool) -> bool:  # noqa: ARG002
+    def send_octets(self, _bits: int, _body: Buffer, *, big: bool) -> bool:
         """Take no octets."""
         return False
 
