@@ -114,9 +114,7 @@ class Codec:
         """Encode the fields of ``bits``; a structure's bit stands for everything below it."""
         return b"".join(self._parts(store, bits))
 
-    def encode_marked(
-        self, store: list[Any], bits: int, *, before: bytes = b"", after: bytes = b""
-    ) -> bytes:
+    def encode_marked(self, store: list[Any], bits: int, *, before: bytes = b"", after: bytes = b"") -> bytes:
         """Encode the bit set ``bits`` and then its fields, as in a message.
 
         What stands before and after them is given here: adding it later would copy an array again.
