@@ -145,8 +145,12 @@ class Ioc:
                 os.environ[name] = value
 
         def guard(step: LoadStep) -> None:
+            found = list(self.loading.warnings)
+            self.loading.warnings.clear()
             if step not in result.loaded:
                 check_file(self.plan, step)
+                for warning in found:
+                    _log.warning("%s", warning)
 
         self.loading.guard = guard
         dbcore.on_init_hook(self._on_init)

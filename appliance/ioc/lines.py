@@ -6,11 +6,14 @@ Start scripts that were written for other IOCs name commands of their C code. Th
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.editing import plain
 
 __all__ = ["REGISTRAR", "captured_line", "explained", "run_line", "undefined_macros", "words_of"]
 
@@ -27,7 +30,7 @@ _PAGE: Final = "see 'What this IOC does not have' in its documentation"
 _MISSING: Final = (
     (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
     (("drvAsyn", "asyn", "Stream", "streamSet", "vxi11", "Modbus", "modbus", "drvModbus", "motor", "asynMotor"), "this IOC has no asyn and no drivers in C"),
-    (("NDStd", "ND", "ADCore", "simDetector", "startPVA"), "this IOC has no areaDetector"),
+    (("NDStd", "ND", "ADCore", "simDetector"), "this IOC has no areaDetector"),
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
     (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
@@ -109,9 +112,22 @@ def run_line(line: str) -> ApplianceError | None:
     words = words_of(line)
     if words and words[0].endswith(REGISTRAR):
         return _register(words[0])
-    error = dbcore.shell_line(line)
+    with _shown():
+        error = dbcore.shell_line(line)
     why = "" if error is None else _reason(line, words, str(error))
     return ApplianceError(why) if why else error
+
+
+def _shown() -> AbstractContextManager[None]:
+    """Escape what a command prints if a terminal shows it: records hold what clients wrote."""
+    if not sys.stdout.isatty():
+        return nullcontext()
+
+    def write(text: str) -> None:
+        sys.stdout.write(plain(text))
+        sys.stdout.flush()
+
+    return dbcore.printed_through(write)
 
 
 def _register(name: str) -> ApplianceError | None:

@@ -18,7 +18,7 @@ from appliance.ioc import dbcore
 from appliance.ioc.lines import run_line, undefined_macros, words_of
 from appliance.ioc.macros import expand_known, parse_macros
 
-__all__ = ["ScriptRunner"]
+__all__ = ["ScriptRunner", "placed"]
 
 _LIMIT: Final = 4 << 20
 _DEPTH: Final = 16
@@ -79,7 +79,7 @@ class ScriptRunner:
                     if why is not None:
                         raise why
             except ApplianceError as error:
-                found = _placed(error, path, number)
+                found = placed(error, path, number)
                 if on_error == "stop":
                     raise found from None
                 self.failed(found)
@@ -133,8 +133,8 @@ class ScriptRunner:
         return data.decode("utf-8", "surrogateescape")
 
 
-def _placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
-    """Add the line of the script to an error, unless the error names a line already."""
+def placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
+    """Return the error with the line of the script that caused it."""
     if isinstance(error, ConfigurationError) and error.line is not None:
         if "(run by " in error.why or error.file == path:
             return error

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
-from appliance.ioc.access import read_access_file
+from appliance.ioc.access import read_access_file, undefined_groups
 from appliance.ioc.afterwards import Afterwards
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
@@ -66,7 +66,7 @@ class _Child:
         os.write(self.answer, (json.dumps(what) + "\n").encode())
 
     def reading(self, step: LoadStep) -> None:
-        self.tell(reading=list(step))
+        self.tell(reading=list(step), folder=os.getcwd())  # noqa: PTH109 - for chdir
 
     def before(self, line: str, words: list[str]) -> bool:
         self.tell(running=[*self.loading.script.where, line])
@@ -250,7 +250,11 @@ class _Child:
                     self.end(error={"why": self.faults[-1]})
         loading = self.loading
         if loading.access_step is not None:
-            self.warnings.extend(read_access_file(loading.access_step).warnings)
+            security = read_access_file(loading.access_step)
+            self.warnings.extend(security.warnings)
+            if loading.plan.is_check:
+                # A start says so itself, when the rules come into force.
+                self.warnings.extend(undefined_groups(security))
         if loading.plan.is_check:
             self.links()
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
