@@ -23,7 +23,6 @@ from appliance.ioc.dbcore.reading import Reading
 from appliance.ioc.dbcore.words import status_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["ROOM_BEFORE", "ArrayReader", "ArrayReading", "can_read_array", "forget_locks", "read_arrays"]
