@@ -16,7 +16,7 @@ from typing import Final, Self, TypeVar
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.behind import Subscriber
+from appliance.ioc.behind import Subscriber, Watcher, end_all
 from appliance.ioc.dbcore import ROOM_BEFORE, ArrayReading
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.feed import Feed, log_unread
@@ -87,19 +87,24 @@ class ArrayFeed(Feed):
         bits = self._bits
         overrun = bits if several else 0
         update: Update | None = None
+        failed: list[tuple[Watcher, Exception]] = []
         for watcher in self.watchers.values():
-            if watcher.is_marked:
-                watcher.add(bits, overrun)
-            elif (watcher.keeps or not watcher.backlog.is_behind) and watcher.subscription.send_octets(
-                bits, self._octets(came, overrun)[0], big=_BIG
-            ):
-                continue
-            elif watcher.takes:
-                if update is None:
-                    update = self.update(bits, overrun)
-                watcher.subscription.post(update)
-            else:
-                watcher.mark(bits, overrun)
+            try:
+                if watcher.is_marked:
+                    watcher.add(bits, overrun)
+                elif (watcher.keeps or not watcher.backlog.is_behind) and watcher.subscription.send_octets(
+                    bits, self._octets(came, overrun)[0], big=_BIG
+                ):
+                    continue
+                elif watcher.takes:
+                    if update is None:
+                        update = self.update(bits, overrun)
+                    watcher.subscription.post(update)
+                else:
+                    watcher.mark(bits, overrun)
+            except Exception as error:  # noqa: BLE001 - a defect of one client must not end the others
+                failed.append((watcher, error))
+        end_all(failed)
 
     def _octets(self, came: ArrayReading, overrun: int) -> tuple[memoryview, int]:
         """Write into the memory of an array what a message has before and behind it: once, as it may be sent from then on.

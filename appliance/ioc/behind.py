@@ -7,7 +7,7 @@ records are read together, with their latest values, and sent in the order in wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sized
+from collections.abc import Callable, Collection, Iterable, Sized
 from itertools import islice
 from typing import Any, ClassVar, Final, Protocol, Self
 
@@ -25,6 +25,7 @@ __all__ = [
     "Waiting",
     "Watched",
     "Watcher",
+    "end_all",
 ]
 
 _AT_ONCE: Final = 512
@@ -197,6 +198,13 @@ class Watcher:
         return f"<Watcher of {self.feed!r}, {'marked' if self.is_marked else 'up to date'}>"
 
 
+def end_all(failed: Iterable[tuple[Watcher, Exception]]) -> None:
+    """End the subscriptions of clients that could not be told something, each with its error."""
+    for watcher, error in failed:
+        watcher.unmark()
+        watcher.subscription.broken(error)
+
+
 class Watched:
     """What several clients watch: the base of feeds.
 
@@ -234,17 +242,22 @@ class Watched:
     def tell(self, bits: int, overrun: int = 0, informed: Collection[Watcher] = ()) -> None:
         """Tell each client, but those that are informed, of new values of these fields: now, or when there is room."""
         update: Update | None = None
+        failed: list[tuple[Watcher, Exception]] = []
         for watcher in self.watchers.values():
             if watcher in informed:
                 continue
-            if watcher.is_marked:
-                watcher.add(bits, overrun)
-            elif watcher.takes:
-                if update is None:
-                    update = self.update(bits, overrun)
-                watcher.subscription.post(update)
-            else:
-                watcher.mark(bits, overrun)
+            try:
+                if watcher.is_marked:
+                    watcher.add(bits, overrun)
+                elif watcher.takes:
+                    if update is None:
+                        update = self.update(bits, overrun)
+                    watcher.subscription.post(update)
+                else:
+                    watcher.mark(bits, overrun)
+            except Exception as error:  # noqa: BLE001 - a defect of one client must not end the others
+                failed.append((watcher, error))
+        end_all(failed)
 
     def update(self, bits: int, overrun: int = 0) -> Update:
         """Make an update of the last values that were read."""

@@ -6,6 +6,7 @@ A client that has asked in vain asks again later and later, up to half a minute 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final
 
@@ -16,6 +17,9 @@ __all__ = ["EarlySearches"]
 
 MOST: Final = 20_000
 """Searches that are remembered; clients whose later ones are not ask again."""
+LONGEST: Final = 256
+"""Characters of a name that is remembered. Names of records have at most 60."""
+_log: Final = logging.getLogger(__name__)
 _AT_ONCE: Final = 256
 """Names that are looked up before others get their turn."""
 
@@ -36,14 +40,17 @@ class EarlySearches(Source):
     def promise(self, name: str, host: str, asker: Hashable, tell: Callable[[], None]) -> None:
         """Remember a search."""
         key = (name, asker)
-        if key in self._waiting or len(self._waiting) < MOST:
+        if len(name) <= LONGEST and (key in self._waiting or len(self._waiting) < MOST):
             self._waiting[key] = (host, tell)
 
     async def answer(self, sources: Iterable[Source]) -> None:
         """Answer the searches for names that sources claim, and forget all."""
         waiting, self._waiting = self._waiting, {}
         for number, ((name, _), (host, tell)) in enumerate(waiting.items(), 1):
-            if any(source.claims(name, host) for source in sources):
-                tell()
+            try:
+                if any(source.claims(name, host) for source in sources):
+                    tell()
+            except Exception:  # noqa: BLE001 - a defect of one name must not keep the IOC from being found
+                _log.exception("an early search failed")
             if not number % _AT_ONCE:
                 await asyncio.sleep(0)

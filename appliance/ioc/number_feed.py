@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from appliance.epoch import EPICS_EPOCH_S
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.behind import Subscriber, Watcher
+from appliance.ioc.behind import Subscriber, Watcher, end_all
 from appliance.ioc.dbcore import DBE_PROPERTY
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.feed import DEFAULT_EVENTS, Feed, log_unread
@@ -196,6 +196,7 @@ class NumberFeed(Feed):
 
     @classmethod
     def _read_and_post(cls, feeds: Sequence[NumberFeed]) -> None:
+        failed: list[tuple[Watcher, Exception]] = []
         for feed, (raw, known) in zip(feeds, dbcore.view_numbers([feed.view for feed in feeds]), strict=True):
             missed, feed.missed = feed.missed, 0
             alarm, seconds, nanoseconds, tag, value = raw
@@ -212,24 +213,28 @@ class NumberFeed(Feed):
                     tag = user_tag(tag)
                 update: Update | None = None
                 for watcher in feed.watchers.values():
-                    if watcher.is_marked:
-                        watcher.add(feed.bits)
-                        continue
-                    send = watcher.send
-                    if (
-                        send is not None
-                        and not watcher.backlog.is_behind
-                        and send(value, seconds, nanoseconds, tag)
-                    ):
-                        continue
-                    if not watcher.takes:
-                        watcher.mark(feed.bits)
-                        continue
-                    if update is None:
-                        update = feed.update(feed.bits)
-                    watcher.subscription.post(update)
+                    try:
+                        if watcher.is_marked:
+                            watcher.add(feed.bits)
+                            continue
+                        send = watcher.send
+                        if (
+                            send is not None
+                            and not watcher.backlog.is_behind
+                            and send(value, seconds, nanoseconds, tag)
+                        ):
+                            continue
+                        if not watcher.takes:
+                            watcher.mark(feed.bits)
+                            continue
+                        if update is None:
+                            update = feed.update(feed.bits)
+                        watcher.subscription.post(update)
+                    except Exception as error:  # noqa: BLE001 - a defect of one client must not end the others
+                        failed.append((watcher, error))
             except Exception as error:  # noqa: BLE001 - a defect of one must not take the updates of the others
                 feed.broken(error)
+        end_all(failed)
 
     def deliver(self, watcher: Watcher, bits: int, overrun: int) -> bool:
         """Send the last values that were read to a client that was marked; return whether there was room."""

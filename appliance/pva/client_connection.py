@@ -174,6 +174,8 @@ class ClientConnection(Connection[ClientEvent]):
                             # Fields of fixed size, as in the last update: so it is neither too short nor too long.
                             bodies = operation.quick_bodies
                             if operation.gathered:
+                                # What comes after it must not join an event that comes before it.
+                                operation.pending = None
                                 if events and events[-1] is together:
                                     together.items.append((operation, octets[body:after]))
                                 else:

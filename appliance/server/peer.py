@@ -69,6 +69,21 @@ class Host(Protocol):
         """Forget a connection that has ended."""
 
 
+class _LateAnswers:
+    """Sends answers to searches that come late, unless the client has gone: whoever remembers this does not keep a closed connection."""
+
+    __slots__ = ("peer",)
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer: Peer | None = peer
+
+    def __call__(self, answer: SearchResponse) -> None:
+        peer = self.peer
+        if peer is not None:
+            peer.connection.search_response(answer)
+            peer.stream.schedule_flush()
+
+
 class Peer:
     """One client's connection: it passes requests to the channels, and sends answers and updates.
 
@@ -86,6 +101,7 @@ class Peer:
         "_dirty",
         "_end",
         "_host",
+        "_late",
         "_messages",
         "_pending",
         "_pumping",
@@ -127,6 +143,7 @@ class Peer:
         self._dirty: list[Pumped] = []
         self._pumping = False
         self._messages = 0
+        self._late = _LateAnswers(self)
         self._pending: dict[ServerChannel, Later] | None = None
         """Channels that wait for their handlers."""
         self._deadline = end.loop.call_later(end.entrance.timings.handshake_s, self._too_slow)
@@ -177,6 +194,7 @@ class Peer:
     def link_down(self, link: StreamLink, reason: ApplianceError | None) -> None:
         """Free everything that belongs to the connection: it is gone."""
         self._host.ended(self)
+        self._late.peer = None
         self._deadline.cancel()
         if self._roles is not None:
             self._roles.end()
@@ -422,15 +440,8 @@ class Peer:
             wire.context = None
 
     def _on_search(self, event: SearchReceived) -> None:
-        for answer in self._host.answer_search(
-            event.request, self.stream.peer_address.host, self._answer_late
-        ):
+        for answer in self._host.answer_search(event.request, self.stream.peer_address.host, self._late):
             self.connection.search_response(answer)
-
-    def _answer_late(self, answer: SearchResponse) -> None:
-        """Send an answer that comes late, unless the client has gone."""
-        self.connection.search_response(answer)
-        self.stream.schedule_flush()
 
     def _on_message(self, event: RemoteMessage) -> None:
         # A client may send any number of them, even before its identity is known.

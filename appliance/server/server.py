@@ -483,6 +483,7 @@ class Server:
         sources = self._sources
         claims = sources.claims
         late = later if sources.late else None
+        asked: SearchRequest | None = None
         found = []
         for number, (instance, name) in enumerate(request.names):
             if not number & 31:
@@ -490,8 +491,11 @@ class Server:
             if claims(name, host):
                 found.append(instance)
             elif late is not None:
+                if asked is None:
+                    # The names are not kept: whoever remembers one of them would keep all.
+                    asked = request._replace(names=())
                 sources.promise(
-                    name, host, (late, instance), partial(self._answer_late, request, instance, late)
+                    name, host, (late, instance), partial(self._answer_late, asked, instance, late)
                 )
         if not found and (referred or not request.must_reply):
             return tuple(referred)

@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import logging
 import socket
+import sys
 import termios
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
@@ -51,6 +52,8 @@ _messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
+_GATHERS: Final = not ((3, 12) <= sys.version_info < (3, 12, 9) or (3, 13) <= sys.version_info < (3, 13, 2))
+"""Whether ``writelines`` may be used: in some versions it never tells that the send queue is full (CVE-2024-12254)."""
 _JOIN_SHORT: Final = 8192
 """Octets of an average chunk up to which plain output is joined: copying longer ones costs more than a place in ``writev``."""
 
@@ -532,7 +535,7 @@ class StreamLink(asyncio.Protocol):
                 return
             size = sum(map(len, chunks))
             self.sent += size
-            if size <= _JOIN_LIMIT and size < _JOIN_SHORT * len(chunks):
+            if (size <= _JOIN_LIMIT and size < _JOIN_SHORT * len(chunks)) or not _GATHERS:
                 transport.write(b"".join(chunks))
             else:
                 transport.writelines(chunks)

@@ -23,7 +23,6 @@ from appliance.ioc.dbcore.reading import Reading
 from appliance.ioc.dbcore.words import status_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["ROOM_BEFORE", "ArrayReader", "ArrayReading", "can_read_array", "forget_locks", "read_arrays"]
@@ -124,11 +123,18 @@ class ArrayReader:
         )
         self._data = self._arguments[2]
 
+    def read(self, memory: memoryview) -> int:
+        """Read into memory under the record's lock; return how many numbers came."""
+        return self._read(_c.dbChannelGetField, memory)
+
     def read_locked(self, memory: memoryview) -> int:
         """Read into memory, for a caller who holds the record's lock; return how many numbers came."""
+        return self._read(_get, memory)
+
+    def _read(self, function: Any, memory: memoryview) -> int:
         CONTROL.pack_into(self._control, 0, META, self._elements)
         self._data.value = _address(_octet(memory))
-        status = _get(*self._arguments)
+        status = function(*self._arguments)
         if status:
             raise OperationError(f"cannot read {self.channel.name}: {status_text(status)}")
         return self._count.value
@@ -187,8 +193,12 @@ def read_arrays(readers: Sequence[ArrayReader]) -> list[ArrayReading]:
         some = readers[start:end]
         # This is done before, because scan threads wait for the locks.
         memories = [np.empty(ROOM_BEFORE + reader.size + ROOM_BEHIND, np.uint8).data for reader in some]
-        with _lock_of(some):
-            counts = [reader.read_locked(memory) for reader, memory in zip(some, memories, strict=True)]
+        if len(some) == 1:
+            # The record is not locked while Python waits for its own lock.
+            counts = [some[0].read(memories[0])]
+        else:
+            with _lock_of(some):
+                counts = [reader.read_locked(memory) for reader, memory in zip(some, memories, strict=True)]
         found += [
             reader.reading(memory, count)
             for reader, memory, count in zip(some, memories, counts, strict=True)

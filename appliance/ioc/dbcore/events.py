@@ -146,7 +146,7 @@ class EventHub:
         self._waker = (
             LoopWaker(loop, self._woken) if loop is not None and self.is_direct and waker_works() else None
         )
-        self._looks_again = False
+        self._looks_again = self._is_woken_meanwhile = False
         self._thread = threading.Thread(target=self._wait, name=f"{name}-events", daemon=True)
         self._thread.start()
 
@@ -249,19 +249,30 @@ class EventHub:
 
     def _woken(self) -> None:
         """Take events: one has woken the loop itself."""
-        assert self._loop is not None
-        if not self._looks_again:
-            self._looks_again = True
-            self._loop.call_later(_GRACE_S, self._look_again)
+        if self._looks_again:
+            self._is_woken_meanwhile = True
+        else:
+            self._look_later()
         self._drain()
         if not self._closed and self._waiting():
             # Records often change one after the other under one lock: reading the first has waited for the others.
             self._drain()
 
+    def _look_later(self) -> None:
+        """Look once more soon: a wake-up may come before its event is in the ring."""
+        assert self._loop is not None
+        self._looks_again = True
+        self._loop.call_later(_GRACE_S, self._look_again)
+
     def _look_again(self) -> None:
+        again, self._is_woken_meanwhile = self._is_woken_meanwhile, False
         self._looks_again = False
-        if not self._closed and self._waiting():
+        if self._closed:
+            return
+        if self._waiting():
             self._woken()
+        elif again:
+            self._look_later()
 
     def _drain(self) -> None:
         if self._closed:

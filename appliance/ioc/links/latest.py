@@ -17,8 +17,6 @@ from appliance.pvdata.value import Value
 
 __all__ = ["Assembly", "Latest", "Layout", "NumberPlan", "number_plan"]
 
-_NO_TYPES: Final = TypeReader()
-"""For values that hold no ``any``: nothing in them refers to a type by an ID."""
 _BIG_HERE: Final = sys.byteorder == "big"
 _MOST_LAYOUTS: Final = 8
 
@@ -28,20 +26,19 @@ class Layout:
 
     Args:
         kind: The type of the PV, which holds no ``any``.
-        bits: The fields, as they were sent.
         big: Whether numbers are big-endian.
         body: An update: its bit set, values, and the fields that were lost.
     """
 
     __slots__ = ("_codec", "big", "bits", "fields", "head", "kind", "start")
 
-    def __init__(self, kind: StructType, bits: int, big: bool, body: bytes) -> None:
+    def __init__(self, kind: StructType, big: bool, body: bytes) -> None:
         self.kind = kind
-        self.bits = bits
-        self.fields = leaves(kind, bits)
+        self.bits, self.start = decode_bitset(body, 0, len(body), big)
+        """The fields, as they were sent, and where their values begin."""
+        self.fields = leaves(kind, self.bits)
         """The same in leaf form."""
         self.big = big
-        self.start = decode_bitset(body, 0, len(body), big)[1]
         self.head = body[: self.start]
         # Looked up here, on the event loop: the table of all codecs is not for several threads.
         self._codec = codec(kind, big)
@@ -49,7 +46,7 @@ class Layout:
     def decode(self, body: bytes, base: Sequence[Any]) -> list[Any]:
         """Return the value that an update makes of the one before it."""
         store = list(base)
-        self._codec.decode_partial(body, self.start, len(body), self.bits, store, _NO_TYPES)
+        self._codec.decode_partial(body, self.start, len(body), self.bits, store, TypeReader())
         return store
 
     def has(self, number: int) -> bool:
@@ -125,22 +122,21 @@ class Assembly:
         self._layouts: dict[tuple[bytes, bool], Layout] = {}
         self._present: Latest | None = None
 
-    def add(self, body: bytes, bits: int, big: bool) -> Latest:
+    def add(self, body: bytes, big: bool) -> Latest:
         """Return the value that an update makes.
 
         Args:
             body: The update: its bit set, values, and the fields that were lost.
-            bits: The fields, as they were sent.
             big: Whether numbers are big-endian.
         """
         layout = self._layout
         if layout is None or not body.startswith(layout.head) or big is not layout.big:
-            layout = self._change(body, bits, big)
+            layout = self._change(body, big)
         # An update with the same fields says all that the one before it said.
         present = self._present = Latest(self._kind, None, layout, body, self._base)
         return present
 
-    def _change(self, body: bytes, bits: int, big: bool) -> Layout:
+    def _change(self, body: bytes, big: bool) -> Layout:
         """Use another layout; the present value is what its updates change."""
         if self._present is not None:
             self._base = self._present.store
@@ -150,7 +146,7 @@ class Assembly:
         if layout is None:
             if len(self._layouts) >= _MOST_LAYOUTS:
                 self._layouts.clear()
-            layout = self._layouts[key] = Layout(self._kind, bits, big, body)
+            layout = self._layouts[key] = Layout(self._kind, big, body)
         self._layout = layout
         return layout
 

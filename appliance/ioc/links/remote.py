@@ -13,7 +13,7 @@ from appliance.client.context import Context
 from appliance.client.inputs import PAUSE_POLL_S
 from appliance.client.monitor import Connected, Disconnected, Monitor
 from appliance.client.requests import PutRequest
-from appliance.errors import ApplianceError, ChannelClosedError
+from appliance.errors import ApplianceError, ChannelClosedError, OperationError
 from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
 from appliance.ioc.links.latest import Assembly, Latest
@@ -78,17 +78,26 @@ class _Subscription(Monitor[Any]):
 
     def octets(self, event: MonitorOctets) -> None:
         """Pass updates on."""
-        assembly = self._assembly
-        assert assembly is not None
         self.overruns += bool(event.overrun)
         for body in event.bodies:
-            self._pass(assembly.add(body, event.bits, event.big))
+            self._take(body, event.big)
 
     def gathered(self, body: bytes) -> None:
         """Pass an update on."""
-        assembly, operation = self._assembly, self.operation
-        if assembly is not None and operation is not None:
-            self._pass(assembly.add(body, operation.quick_bits, False))
+        self._take(body, False)
+
+    def _take(self, body: bytes, big: bool) -> None:
+        """Pass an update on; a defect ends this subscription for a while, and not the connection with those of others."""
+        assembly = self._assembly
+        if assembly is None:
+            return
+        try:
+            self._pass(assembly.add(body, big))
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("PVA links to %s: an update could not be used", self.channel.name)
+            self._assembly = self._kept = None
+            self.close()
+            self._source.take(OperationError("internal error; the log has the details"))
 
     def _pass(self, value: Latest) -> None:
         """Pass a value on. What comes during a pause of the connection waits, and only the latest of it counts."""

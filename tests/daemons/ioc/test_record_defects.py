@@ -126,3 +126,41 @@ def test_records_that_wait_for_a_slow_client_are_sent(tmp_path: Path) -> None:
             assert not any(link.is_closing for link in ioc.server.peers)
 
     run(test)
+
+
+@isolated
+def test_a_defect_in_sending_to_one_client_does_not_end_another(tmp_path: Path) -> None:
+    async def test() -> None:
+        from appliance.server.operation import Subscription
+
+        records = (
+            'record(waveform, "array") { field(FTVL, "DOUBLE") field(NELM, "10") }\nrecord(ao, "number") {}\n'
+        )
+        async with served(records, ["array", "number"]) as ioc:
+            clients = [await asyncio.to_thread(Client, ioc.port) for _ in range(3)]
+            for client in clients:
+                await asyncio.to_thread(client.watch, ["array", "number"])
+                await asyncio.to_thread(client.until, lambda it: len(it.got) == 2)
+            await ioc.put({"array": [1.0, 2.0], "number": 1.0})
+            for client in clients:
+                await asyncio.to_thread(client.until, lambda it: it.last(2, "<d") == 1.0)
+            send_octets = Subscription.send_octets
+            calls = {"octets": 0}
+
+            def defective(subscription: Any, *arguments: Any, **more: Any) -> bool:
+                calls["octets"] += 1
+                if calls["octets"] == 2:
+                    raise ZeroDivisionError
+                return send_octets(subscription, *arguments, **more)
+
+            Subscription.send_octets = defective  # type: ignore[method-assign]
+            for value in ([3.0, 4.0], [5.0, 6.0], [7.0, 8.0]):
+                await ioc.put({"array": value})
+            await ioc.put({"number": 2.0})
+            for client in clients:
+                await asyncio.to_thread(client.until, lambda it: it.last(2, "<d") == 2.0)
+            assert [list(client.ended) for client in clients].count([1]) == 1
+            assert [list(client.ended) for client in clients].count([]) == 2
+            assert calls["octets"] >= 7
+
+    run(test)

@@ -41,8 +41,8 @@ class Nobody:
         """Do nothing."""
 
 
-def update(kind: StructType, paths: set[str], number: int, big: bool, store: list[Any]) -> tuple[bytes, int]:
-    """Write ``number`` into some fields of a store; return the update that says so, and its fields."""
+def update(kind: StructType, paths: set[str], number: int, big: bool, store: list[Any]) -> bytes:
+    """Write ``number`` into some fields of a store; return the update that says so."""
     value = Value.from_store(kind, store)
     for path in paths:
         if path == "value" and "value.index" in kind.offsets:
@@ -51,7 +51,7 @@ def update(kind: StructType, paths: set[str], number: int, big: bool, store: lis
         value[path] = str(number) if here == STRING else number
     store[:] = value.store
     selected = leaves(kind, sum(1 << kind.offsets[path] for path in paths))
-    return encode_update(kind, selected, 0, store, big=big), selected
+    return encode_update(kind, selected, 0, store, big=big)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -64,8 +64,8 @@ def test_updates_add_up_to_the_same_value(
     store = Value(kind).store
     made: list[tuple[Latest, list[Any]]] = []
     for paths, number, big in changes:
-        body, bits = update(kind, paths, number, big, store)
-        made.append((assembly.add(body, bits, big), list(store)))
+        body = update(kind, paths, number, big, store)
+        made.append((assembly.add(body, big), list(store)))
     for latest, wanted in reversed(made):
         assert latest.store == wanted
 
@@ -82,7 +82,7 @@ def test_a_number_is_read_as_from_the_decoded_value(
     assembly = Assembly(kind)
     store = Value(kind).store
     for paths, number, big in changes:
-        channel.take(assembly.add(*update(kind, paths, number, big, store), big))
+        channel.take(assembly.add(update(kind, paths, number, big, store), big))
         short = link.read_number(dbr)
         alarm, stamp = link.alarm(), link.stamp()
         whole = link.read(dbr, None)
@@ -100,7 +100,7 @@ def test_the_usual_update_of_a_number_is_not_decoded() -> None:
     store = Value(kind).store
     usual = {"value", "timeStamp.secondsPastEpoch", "timeStamp.nanoseconds"}
     for number in range(1, 4):
-        latest = assembly.add(*update(kind, usual, number, False, store), False)
+        latest = assembly.add(update(kind, usual, number, False, store), False)
         channel.take(latest)
         for dbr in (10, 5):
             assert link.read_number(dbr) is not None
@@ -125,7 +125,7 @@ def test_what_comes_during_a_pause_waits_and_only_the_latest_counts() -> None:
     store = Value(kind).store
 
     def gathered(number: int) -> None:
-        subscription.gathered(update(kind, {"value"}, number, False, store)[0])
+        subscription.gathered(update(kind, {"value"}, number, False, store))
 
     gathered(1)
     link.held = "a verdict"
