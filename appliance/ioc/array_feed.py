@@ -108,7 +108,7 @@ class ArrayFeed(Feed):
             The octets of an update, and the fields of which they say that earlier values were lost.
         """
         if self._body is None:
-            memory, end = came.memory.data, came.end
+            memory, end = came.memory, came.end
             if came.count != self._count:
                 self._count = came.count
                 self._before = self._marked + encode_size(came.count, _BIG)

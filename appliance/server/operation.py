@@ -520,7 +520,8 @@ class Subscription(Operation):
             or channel.owner.held is not None
             or not channel.stream.writable
             or outbox.size > PUMP_LIMIT
-            or not wire.may_send
+            or wire.state is not EXECUTING
+            or (wire.pipeline and wire.window <= 0)
         ):
             return False
         wire.send_update(body)

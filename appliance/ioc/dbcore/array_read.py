@@ -38,6 +38,8 @@ _AT_ONCE: Final = 1 << 20
 _LOCKS: Final = 64
 
 _get: Final = _c.dbChannelGetHeld
+_octet: Final = ctypes.c_char.from_buffer
+_address: Final = ctypes.addressof
 # As META_STRUCT, without the two numbers about acknowledged alarms.
 _unpack: Final = struct.Struct("=HH4x40sIIQ").unpack_from
 
@@ -56,7 +58,7 @@ class ArrayReading:
     __slots__ = ("_value", "count", "end", "memory", "raw", "reader")
 
     def __init__(
-        self, reader: ArrayReader, raw: tuple[Any, ...], memory: NDArray[np.uint8], count: int, end: int
+        self, reader: ArrayReader, raw: tuple[Any, ...], memory: memoryview, count: int, end: int
     ) -> None:
         self.reader = reader
         self.raw = raw
@@ -69,7 +71,9 @@ class ArrayReading:
     def value(self) -> NDArray[Any]:
         """The array, read-only."""
         if self._value is None:
-            self._value = self.memory[ROOM_BEFORE : self.end].view(self.reader.dtype)
+            import numpy as np
+
+            self._value = np.frombuffer(self.memory, self.reader.dtype, self.count, ROOM_BEFORE)
             self._value.flags.writeable = False
         return self._value
 
@@ -120,22 +124,22 @@ class ArrayReader:
         )
         self._data = self._arguments[2]
 
-    def read_locked(self, memory: NDArray[np.uint8]) -> int:
+    def read_locked(self, memory: memoryview) -> int:
         """Read into memory, for a caller who holds the record's lock; return how many numbers came."""
         CONTROL.pack_into(self._control, 0, META, self._elements)
-        self._data.value = memory.__array_interface__["data"][0]
+        self._data.value = _address(_octet(memory))
         status = _get(*self._arguments)
         if status:
             raise OperationError(f"cannot read {self.channel.name}: {status_text(status)}")
         return self._count.value
 
-    def reading(self, memory: NDArray[np.uint8], count: int) -> ArrayReading:
+    def reading(self, memory: memoryview, count: int) -> ArrayReading:
         """Return what was read."""
         end = ROOM_BEFORE + count * self.item
-        if 2 * end < memory.size:
+        if 2 * end < len(memory):
             # A value may stay long in a queue: it must not hold memory for missing elements.
-            memory = memory[: end + ROOM_BEHIND].copy()
-        return ArrayReading(self, _unpack(memory.data), memory, count, end)
+            memory = memoryview(bytearray(memory[: end + ROOM_BEHIND]))
+        return ArrayReading(self, _unpack(memory), memory, count, end)
 
 
 def can_read_array(channel: DBChannel) -> bool:
@@ -182,7 +186,7 @@ def read_arrays(readers: Sequence[ArrayReader]) -> list[ArrayReading]:
             end += 1
         some = readers[start:end]
         # This is done before, because scan threads wait for the locks.
-        memories = [np.empty(ROOM_BEFORE + reader.size + ROOM_BEHIND, np.uint8) for reader in some]
+        memories = [np.empty(ROOM_BEFORE + reader.size + ROOM_BEHIND, np.uint8).data for reader in some]
         with _lock_of(some):
             counts = [reader.read_locked(memory) for reader, memory in zip(some, memories, strict=True)]
         found += [

@@ -254,6 +254,9 @@ class EventHub:
             self._looks_again = True
             self._loop.call_later(_GRACE_S, self._look_again)
         self._drain()
+        if not self._closed and self._waiting():
+            # Records often change one after the other under one lock: reading the first has waited for the others.
+            self._drain()
 
     def _look_again(self) -> None:
         self._looks_again = False
