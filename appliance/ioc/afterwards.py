@@ -17,12 +17,12 @@ from appliance.ioc.macros import expand_known
 __all__ = ["Afterwards"]
 
 _HARMLESS: Final = re.compile(
-    r"cd|chdir|epicsEnvSet|epicsEnvUnset|asSetFilename|asSetSubstitutions|asInit"
-    r"|dbLoadRecords|dbLoadTemplate|dbLoadGroup|set_pass[01]_restoreFile"
-    r"|set_requestfile_path|(?:create|reload)_(?:monitor|periodic|triggered|manual)_set|makeAutosaveFile\w+"
-    r"|caPut(?:Json)?LogInit"
+    r"cd|chdir|epicsEnvSet|epicsEnvUnset|asSetSubstitutions|asInit|set_requestfile_path|makeAutosaveFile\w+"
+    r"|dbLoadRecords|dbLoadTemplate|dbLoadGroup|set_pass[01]_restoreFile|caPut(?:Json)?LogInit"
 )
 """Commands that change nothing outside the trial, or refuse to run after iocInit."""
+_READING: Final = re.compile(r"asSetFilename|(?:create|reload)_(?:monitor|periodic|triggered|manual)_set")
+"""Harmless commands that read a file, which another command of the script may make."""
 
 
 class _Environment(Mapping[str, str]):
@@ -52,8 +52,12 @@ class Afterwards:
         self._commands = commands
         self._knows_all = knows_all
 
-    def runs(self, line: str) -> bool:
+    def runs(self, line: str, *, makes_files: bool) -> bool:
         """Whether the trial runs a line.
+
+        Args:
+            line: The line.
+            makes_files: Whether a command before it may have made files if the trial had run it.
 
         Raises:
             ApplianceError: A start would fail at this line.
@@ -75,4 +79,6 @@ class Afterwards:
             and "$" not in name
         ):
             raise ApplianceError(explained(name))
-        return _HARMLESS.fullmatch(name) is not None
+        return _HARMLESS.fullmatch(name) is not None or (
+            not makes_files and _READING.fullmatch(name) is not None
+        )
