@@ -6,11 +6,14 @@ Start scripts that were written for other IOCs name commands of their C code. Th
 from __future__ import annotations
 
 import re
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
+from appliance.ioc.editing import plain
 
 __all__ = ["REGISTRAR", "captured_line", "explained", "run_line", "undefined_macros", "words_of"]
 
@@ -109,9 +112,22 @@ def run_line(line: str) -> ApplianceError | None:
     words = words_of(line)
     if words and words[0].endswith(REGISTRAR):
         return _register(words[0])
-    error = dbcore.shell_line(line)
+    with _shown():
+        error = dbcore.shell_line(line)
     why = "" if error is None else _reason(line, words, str(error))
     return ApplianceError(why) if why else error
+
+
+def _shown() -> AbstractContextManager[None]:
+    """Escape what a command prints if a terminal shows it: records hold what clients wrote."""
+    if not sys.stdout.isatty():
+        return nullcontext()
+
+    def write(text: str) -> None:
+        sys.stdout.write(plain(text))
+        sys.stdout.flush()
+
+    return dbcore.printed_through(write)
 
 
 def _register(name: str) -> ApplianceError | None:

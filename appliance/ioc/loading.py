@@ -37,7 +37,7 @@ class Loading:
         self.loaded: list[LoadStep] = []
         """Databases and substitution files, in this order."""
         self.warnings: list[str] = []
-        """What EPICS ignores in substitution files."""
+        """What EPICS ignores in substitution files; not told yet."""
         self.macros = ""
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
@@ -61,6 +61,8 @@ class Loading:
             ConfigurationError: The definition cannot be read, or it is wrong.
         """
         plan = self.plan
+        if plan.template_names:
+            dbcore.set_most_template_names(plan.template_names)
         register_demo()
         self.reread.register()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
@@ -116,7 +118,7 @@ class Loading:
         if "/" not in step.file and not locate.exists(step.file) and (SHIPPED / step.file).is_file():
             step = step._replace(file=str(SHIPPED / step.file))
         template = is_substitutions(step.file) if as_template is None else as_template
-        found = locate.read_substitutions(step) if template else None
+        found = locate.read_substitutions(step, most_names=dbcore.most_template_names()) if template else None
         if found is not None:
             self.warnings.extend(found.warnings)
         if step.file.endswith((".proto", ".protocol")):

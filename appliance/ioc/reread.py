@@ -28,7 +28,7 @@ class Reread:
         self._failed: set[str] = set()
 
     def register(self) -> None:
-        """Register the functions; before EPICS registers its own."""
+        """Register the functions instead of those of EPICS; before the definition is loaded."""
         register_function("asSubInit", lambda _: 0)
         register_function("asSubProcess", self._process)
         skip_registrar("asSub")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.daemon.logging import redact
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.lines import run_line, undefined_macros, words_of
@@ -28,12 +29,14 @@ _POLICIES: Final = {"continue": "continue", "break": "stop", "halt": "stop"}
 class ScriptRunner:
     """Runs scripts; one per process.
 
-    ``before`` gets each command and tells whether to run it: the trial skips commands that act outside the process.
+    ``before`` gets each command and tells whether to run it: the trial skips commands that act outside the process. ``after`` is
+    called when a command has ended, well or not.
     """
 
     def __init__(self, *, on_error: str = "stop") -> None:
         self.on_error = on_error
         self.before: Callable[[str, list[str]], bool] | None = None
+        self.after: Callable[[], None] | None = None
         self.skips_missing = False
         """Whether a script that is not there is no failure: a trial does not run what makes it."""
         self.where: tuple[str, int] = ("", 0)
@@ -56,7 +59,8 @@ class ScriptRunner:
         for number, raw in enumerate(self._read(path).splitlines(), 1):
             line = expand_known(raw, macros).strip() if macros else raw.strip()
             if not line.startswith("#-"):
-                sys.stdout.write(line + "\n" if line else "")
+                # Standard output of a daemon is its log.
+                sys.stdout.write(redact(line) + "\n" if line else "")
             if not line or line.startswith("#"):
                 continue
             words = words_of(line)
@@ -71,7 +75,10 @@ class ScriptRunner:
                     self._include(line, words, macros, on_error, depth)
                 elif self.before is None or self.before(line, words):
                     sys.stdout.flush()
-                    if (why := run_line(line)) is not None:
+                    why = run_line(line)
+                    if self.after is not None:
+                        self.after()
+                    if why is not None:
                         raise why
             except ApplianceError as error:
                 found = placed(error, path, number)

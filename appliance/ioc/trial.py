@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from appliance.errors import ConfigurationError
-from appliance.ioc import locate
+from appliance.ioc import dbcore, locate
 from appliance.ioc.config import CaPutLogPlan, LibraryStep, LoadStep, Plan, is_substitutions
 from appliance.ioc.dbcore.streams import written
 from appliance.ioc.dbcore.words import complaint, plain
@@ -167,7 +167,11 @@ def check_file(plan: Plan, step: LoadStep) -> None:
         ConfigurationError: The parser crashes on the file.
     """
     alone = Plan(
-        definition=plan.definition, libraries=plan.libraries, databases=(step,), folder=str(Path.cwd())
+        definition=plan.definition,
+        libraries=plan.libraries,
+        databases=(step,),
+        folder=str(Path.cwd()),
+        template_names=dbcore.most_template_names() if is_substitutions(step.file) else 0,
     )
     trial = Trial(alone)
     try:

@@ -21,8 +21,9 @@ from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.dbcore.words import PROTOCOL, device_address, plain
 from appliance.ioc.groups.definitions import Groups
-from appliance.ioc.lines import REGISTRAR
+from appliance.ioc.lines import REGISTRAR, run_line, words_of
 from appliance.ioc.loading import Loading
+from appliance.ioc.macros import expand_known, parse_macros
 from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS, check_start
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
@@ -31,6 +32,8 @@ __all__ = ["main"]
 
 _OUTSIDE: Final = frozenset(("system", "epicsThreadSleep", "iocLogInit", "dbLoadGroupTest", "exit"))
 """Commands that the trial does not run."""
+_INIT: Final = ("iocInit", "iocBuild")
+_LOADS_CODE: Final = "it loads C code (dlload), which a trial must not run"
 _FIELD: Final = re.compile(r"\b([^\s.:'\"]\S*?)\.([A-Z][A-Z0-9_]*)\b")
 _NO_FUNCTION: Final = re.compile(r"\.[SI]NAM (?:ERROR )?function '.*' not found")
 _MOST: Final = 20
@@ -46,12 +49,15 @@ class _Child:
         self.loading = Loading(plan_from_json(sys.stdin.read()))
         self.loading.guard = self.reading
         self.loading.script.before = self.before
+        self.loading.script.after = self.after
         self.autosave = Autosave(is_trial=True)
         self.warnings: list[str] = []
         self.faults: list[str] = []
         self.before_init: tuple[int, ...] = ()
         self.left_out = ""
         self.commands: frozenset[str] | None = None
+        self.ended: _Ended | None = None
+        """Why the trial must end with the command that runs now."""
         self.afterwards: Afterwards | None = None
         self.folder = ""
         """Where the script was at iocInit."""
@@ -64,6 +70,18 @@ class _Child:
 
     def before(self, line: str, words: list[str]) -> bool:
         self.tell(running=[*self.loading.script.where, line])
+        if words[:1] and words[0] in _INIT:
+            self.begin_afterwards()
+            return False
+        return self.permits(line, words)
+
+    def permits(self, line: str, words: list[str]) -> bool:
+        """Whether a trial runs a command.
+
+        Raises:
+            ApplianceError: A start would fail at this command.
+            _Ended: The trial must end here.
+        """
         unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
         if ">" in unquoted or words[:1] in (["system"], ["iocshCmd"], ["iocshRun"]):
             self.loading.script.skips_missing = True
@@ -71,17 +89,61 @@ class _Child:
             makes_files = self.loading.script.skips_missing
             return self.afterwards.runs(line, makes_files=makes_files) and ">" not in unquoted
         if words[:1] == ["dlload"]:
-            raise _Ended("it loads C code (dlload), which a trial must not run")
+            raise _Ended(_LOADS_CODE)
         if self.loading.libraries.declared and words and self.may_be_site_code(words):
             raise _Ended(f"{words[0]!r} may be a command of C code, which a trial must not run")
         if self.loading.libraries.declared and words[:1] and words[0].endswith(REGISTRAR):
             return False
-        if words[:1] in (["iocInit"], ["iocBuild"]):
+        return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
+
+    def after(self) -> None:
+        """End the trial if a command that was not to be seen in its line has asked for it: EPICS replaces macros, and some commands run others.
+
+        Raises:
+            _Ended: The trial must end here.
+        """
+        if self.ended is not None:
+            raise self.ended
+
+    def register_stand_ins(self) -> None:
+        """Replace the commands that a trial must not run, however a script calls them, and those that run others."""
+        add = dbcore.register_command
+        for name in _OUTSIDE - {"exit"}:
+            add(name, [], lambda: None)
+        for name in _INIT:
+            add(name, [], self.begin_afterwards)
+        add("dlload", [], lambda: self.end_here(_LOADS_CODE))
+        add("iocshCmd", [("command", str)], self.run_inner)
+        add("iocshRun", [("command", str), ("macros", str)], self.run_inner)
+
+    def begin_afterwards(self) -> None:
+        """Note that iocInit is done, as far as the script can see. The trial initialises when it has seen the rest of the script."""
+        if self.afterwards is None:
             self.afterwards = Afterwards(self.known_commands(), knows_all=not self.loading.libraries.declared)
             self.loading.is_past_init = self.autosave.is_past_init = True
             self.folder = os.getcwd()  # noqa: PTH109 - for chdir
-            return False
-        return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
+
+    def end_here(self, why: str) -> NoReturn:
+        self.ended = self.ended or _Ended(why)
+        raise ApplianceError(why)
+
+    def run_inner(self, text: str | None, macros: str | None = None) -> None:
+        """Run what another command runs."""
+        given = parse_macros(macros or "")
+        for raw in (text or "").splitlines():
+            line = expand_known(raw, given).strip()
+            words = words_of(line)
+            if not words or line.startswith("#"):
+                continue
+            if words[0] in _INIT:
+                self.begin_afterwards()
+                continue
+            try:
+                runs = self.permits(line, words)
+            except _Ended as why:
+                self.end_here(str(why))
+            if runs and (failure := run_line(line)) is not None:
+                raise failure
 
     def site_code(self) -> None:
         """Load what the site's libraries declare.
@@ -119,10 +181,12 @@ class _Child:
             loading.register_commands()
             self.autosave.register_commands()
             self.register_server_commands()
+            self.register_stand_ins()
             loading.files()
             if loading.plan.acf is not None and loading.plan.channel_access:
                 rules_for_channel_access(read_access_file(loading.plan.acf), lambda _: True)
             if loading.plan.script:
+                self.known_commands()
                 loading.script.run(loading.plan.script)
                 loading.check_access()
             if loading.plan.loads_records or self.afterwards is not None:

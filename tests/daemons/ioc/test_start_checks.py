@@ -405,6 +405,17 @@ async def test_a_registrar_of_a_definition_that_is_here_is_no_failure(files: Pat
         await ioc.printed("serving 2 records")
 
 
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_good_start_prints_no_complaint_of_epics(files: Path, *, own: bool) -> None:
+    parts = ("menuGlobal", "menuConvert", "menuScan", "stdRecords", "links", "devSoft", "asSub", "dbCore")
+    (files / "mine.dbd").write_text("".join(f'include "{part}.dbd"\n' for part in parts))
+    more = ["-D", "mine.dbd"] if own else []
+    async with running_ioc("-S", *more, "-m", "P=A", "-d", "db/good.db", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")
+        assert "could not" not in ioc.log
+        assert "rror" not in ioc.log
+
+
 @pytest.mark.parametrize("way", ["configuration", "option"])
 async def test_databases_may_be_substitution_files(files: Path, way: str) -> None:
     (files / "ioc.yml").write_text("databases: [{file: db/many.substitutions}]\n")
@@ -440,6 +451,50 @@ def test_a_substitution_file_that_is_wrong_is_refused(files: Path, text: str, wh
     (files / "wrong.substitutions").write_text(text)
     (files / "needs-p.db").write_text('record(ai, "$(P):ai") {}\n')
     assert where in refused(Plan(databases=(LoadStep("wrong.substitutions"),), folder=str(files)))
+
+
+_WIDE = f'file "db/good.db" {{\n pattern {{P {" ".join(f"N{n}" for n in range(119))}}}\n {{A, {"x, " * 119}}}\n}}\n'
+"""A set of 120 names."""
+
+
+@pytest.mark.parametrize("way", ["script", "shell"])
+async def test_dbtemplatemaxvars_gives_room_for_more_names(files: Path, way: str) -> None:
+    (files / "wide.substitutions").write_text(_WIDE)
+    (files / "long.substitutions").write_text(f'file "db/good.db" {{\n {{P=B, LONG="{"x" * 7000}"}}\n}}\n')
+    lines = (
+        "var dbTemplateMaxVars 150\n",
+        'dbLoadTemplate("wide.substitutions")\n',
+        'dbLoadTemplate("long.substitutions")\n',
+        "iocInit\n",
+    )
+    if way == "script":
+        (files / "st.cmd").write_text("".join(lines))
+        async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+            await ioc.printed("serving 4 records")
+        return
+    async with starting_ioc(cwd=files) as ioc:
+        for line in (*lines, "dbl\n"):
+            ioc.type(line)
+        for name in ("A:ao", "B:ao"):
+            await ioc.printed(rf"\b{name}\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (119, "wide.substitutions:2: there are 120 names, and EPICS Base has room for 119"),
+        (0, "dbTemplateMaxVars is 0: it must be from 1 to 42949672"),
+        (42949673, "dbTemplateMaxVars is 42949673: it must be from 1 to 42949672"),
+    ],
+)
+async def test_too_small_or_impossible_a_dbtemplatemaxvars_ends_the_start(
+    files: Path, number: int, why: str
+) -> None:
+    (files / "wide.substitutions").write_text(_WIDE)
+    (files / "st.cmd").write_text(f'var dbTemplateMaxVars {number}\ndbLoadTemplate("wide.substitutions")\n')
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert why in log.strip().splitlines()[-1]
+    assert "st.cmd:2" in log.strip().splitlines()[-1]
 
 
 async def test_a_faulty_substitution_file_ends_the_start_with_one_sentence(files: Path) -> None:
@@ -494,6 +549,13 @@ async def test_what_epics_ignores_in_a_substitution_file_is_a_warning(files: Pat
         )
 
 
+async def test_what_epics_ignores_in_a_file_that_is_typed_is_a_warning_too(files: Path) -> None:
+    (files / "many.substitutions").write_text('file "db/good.db" {\n pattern {P}\n {A, B}\n}\n')
+    async with starting_ioc(cwd=files) as ioc:
+        ioc.type('dbLoadTemplate("many.substitutions")\n')
+        await ioc.printed(r"many\.substitutions:3: there are 2 values for 1 names")
+
+
 async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:
     (files / "big.db").write_text(
         'record(int64in, "i") {}\nrecord(ao, "ao") { info(Q:group, {"g": {"t": {+channel: "UTAG"}}}) }\n'
@@ -504,3 +566,31 @@ async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:
         assert (await client.get("g"))["t.display.limitHigh"] == 2**64 - 1
         other = await client.get("i.LOPR")
         assert (other["display.limitLow"], other["display.limitHigh"]) == (-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        '$(RUN) "COMMAND"',
+        '$(OTHER=system) "COMMAND"',
+        "iocshCmd \"system 'COMMAND'\"",
+        'iocshRun "system \'COMMAND\'", "A=B"',
+        'iocshCmd "iocInit"\niocshCmd "system \'COMMAND\'"',
+        '$(OTHER=iocInit)\n$(RUN) "COMMAND"',
+        'iocshCmd "epicsEnvShow RUN >>told"',
+    ],
+)
+async def test_what_acts_outside_runs_once_however_a_script_says_it(hidden: str, files: Path) -> None:
+    script = 'epicsEnvSet("RUN", "system")\ndbLoadRecords("db/good.db")\n' + hidden.replace(
+        "COMMAND", "echo told >>told"
+    )
+    (files / "st.cmd").write_text(script + ("" if "iocInit" in hidden else "\niocInit") + "\n")
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")
+    assert len((files / "told").read_text().splitlines()) == 1
+
+
+async def test_code_that_a_script_loads_by_another_name_is_not_loaded_by_the_trial(files: Path) -> None:
+    (files / "st.cmd").write_text('iocshCmd "dlload nosuch.so"\ndbLoadRecords("nosuch.db")\n')
+    found = Trial(Plan(script="st.cmd", folder=str(files))).result()
+    assert "dlload" in found.left_out
