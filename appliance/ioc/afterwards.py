@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from appliance.errors import ApplianceError
@@ -18,11 +19,13 @@ __all__ = ["Afterwards"]
 
 _HARMLESS: Final = re.compile(
     r"cd|chdir|epicsEnvSet|epicsEnvUnset|asSetSubstitutions|asInit|set_requestfile_path|makeAutosaveFile\w+"
-    r"|dbLoadRecords|dbLoadTemplate|dbLoadGroup|set_pass[01]_restoreFile|caPut(?:Json)?LogInit"
+    r"|dbLoadRecords|dbLoadTemplate|dbLoadGroup|set_pass[01]_restoreFile"
 )
 """Commands that change nothing outside the trial, or refuse to run after iocInit."""
-_READING: Final = re.compile(r"asSetFilename|(?:create|reload)_(?:monitor|periodic|triggered|manual)_set")
-"""Harmless commands that read a file, which another command of the script may make."""
+_READING: Final = re.compile(
+    r"asSetFilename|caPut(?:Json)?LogInit|(?:create|reload)_(?:monitor|periodic|triggered|manual)_set"
+)
+"""Harmless commands that need a file, which another command of the script may make."""
 
 
 class _Environment(Mapping[str, str]):
@@ -79,6 +82,7 @@ class Afterwards:
             and "$" not in name
         ):
             raise ApplianceError(explained(name))
-        return _HARMLESS.fullmatch(name) is not None or (
-            not makes_files and _READING.fullmatch(name) is not None
-        )
+        if _READING.fullmatch(name) is None:
+            return _HARMLESS.fullmatch(name) is not None
+        is_rules = name == "asSetFilename" and len(words) > 1
+        return not makes_files or (is_rules and Path(words[1]).is_file())
