@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from appliance.errors import ApplianceError
@@ -17,12 +18,14 @@ from appliance.ioc.macros import expand_known
 __all__ = ["Afterwards"]
 
 _HARMLESS: Final = re.compile(
-    r"cd|chdir|epicsEnvSet|epicsEnvUnset|asSetFilename|asSetSubstitutions|asInit"
+    r"cd|chdir|epicsEnvSet|epicsEnvUnset|asSetSubstitutions|asInit|set_requestfile_path|makeAutosaveFile\w+"
     r"|dbLoadRecords|dbLoadTemplate|dbLoadGroup|set_pass[01]_restoreFile"
-    r"|set_requestfile_path|(?:create|reload)_(?:monitor|periodic|triggered|manual)_set|makeAutosaveFile\w+"
-    r"|caPut(?:Json)?LogInit"
 )
 """Commands that change nothing outside the trial, or refuse to run after iocInit."""
+_READING: Final = re.compile(
+    r"asSetFilename|caPut(?:Json)?LogInit|(?:create|reload)_(?:monitor|periodic|triggered|manual)_set"
+)
+"""Harmless commands that need a file, which another command of the script may make."""
 
 
 class _Environment(Mapping[str, str]):
@@ -52,8 +55,12 @@ class Afterwards:
         self._commands = commands
         self._knows_all = knows_all
 
-    def runs(self, line: str) -> bool:
+    def runs(self, line: str, *, makes_files: bool) -> bool:
         """Whether the trial runs a line.
+
+        Args:
+            line: The line.
+            makes_files: Whether a command before it may have made files if the trial had run it.
 
         Raises:
             ApplianceError: A start would fail at this line.
@@ -75,4 +82,7 @@ class Afterwards:
             and "$" not in name
         ):
             raise ApplianceError(explained(name))
-        return _HARMLESS.fullmatch(name) is not None
+        if _READING.fullmatch(name) is None:
+            return _HARMLESS.fullmatch(name) is not None
+        is_rules = name == "asSetFilename" and len(words) > 1
+        return not makes_files or (is_rules and Path(words[1]).is_file())

@@ -37,6 +37,8 @@ class ScriptRunner:
         self.on_error = on_error
         self.before: Callable[[str, list[str]], bool] | None = None
         self.after: Callable[[], None] | None = None
+        self.skips_missing = False
+        """Whether a script that is not there is no failure: a trial does not run what makes it."""
         self.where: tuple[str, int] = ("", 0)
         """File and line of the command that runs."""
         self.failures: list[ConfigurationError] = []
@@ -117,7 +119,10 @@ class ScriptRunner:
                 raise ConfigurationError('usage: iocshLoad("file.cmd", "MACRO=value,...")')
             file = words[1]
             given = {**macros, **(parse_macros(words[2]) if len(words) > 2 else {})}
-        self._run(dbcore.expand_environment(file), given, on_error, depth + 1)
+        path = dbcore.expand_environment(file)
+        if self.skips_missing and not Path(path).exists():
+            return
+        self._run(path, given, on_error, depth + 1)
 
     @staticmethod
     def _read(path: str) -> str:

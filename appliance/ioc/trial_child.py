@@ -83,8 +83,11 @@ class _Child:
             _Ended: The trial must end here.
         """
         unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+        if ">" in unquoted or words[:1] in (["system"], ["iocshCmd"], ["iocshRun"]):
+            self.loading.script.skips_missing = True
         if self.afterwards is not None:
-            return self.afterwards.runs(line) and ">" not in unquoted
+            makes_files = self.loading.script.skips_missing
+            return self.afterwards.runs(line, makes_files=makes_files) and ">" not in unquoted
         if words[:1] == ["dlload"]:
             raise _Ended(_LOADS_CODE)
         if self.loading.libraries.declared and words and self.may_be_site_code(words):

@@ -349,6 +349,17 @@ async def test_commands_after_iocinit_leave_no_trace_in_a_check(files: Path) -> 
     assert not (files / "db" / "names.txt").exists()
 
 
+def test_files_that_a_script_makes_itself_are_not_missed(files: Path) -> None:
+    (files / "st.cmd").write_text(
+        'dbLoadRecords("db/good.db")\nsystem("cp db/good.db made.req")\niocInit\ndbl > more-made.cmd\n'
+        '< more-made.cmd\ncreate_monitor_set("made.req", 5)\nasSetFilename("made.acf")\nasInit\n'
+    )
+    assert Trial(Plan(script="st.cmd", folder=str(files))).result().left_out == ""
+    with (files / "st.cmd").open("a") as script:
+        script.write("nonsense\n")
+    assert "st.cmd:9: nonsense" in refused(Plan(script="st.cmd", folder=str(files)))
+
+
 async def test_a_start_with_rules_that_are_not_in_force_is_refused_or_told(files: Path) -> None:
     (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
     (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\nasSetFilename("some.acf")\n')
