@@ -11,28 +11,23 @@ from appliance.ioc import dbcore
 from appliance.ioc.caputlog import CaPutLog, parse_servers
 from appliance.ioc.config import CaPutLogPlan
 
-__all__ = ["PUT_LOG_COMMANDS", "register_put_log", "start_put_log"]
-
-PUT_LOG_COMMANDS: Final = (
-    "caPutJsonLogAddMetadata",
-    "caPutJsonLogInit",
-    "caPutJsonLogReconf",
-    "caPutJsonLogSetBurstTimeout",
-    "caPutJsonLogShow",
-    "caPutLogInit",
-    "caPutLogReconf",
-    "caPutLogSetBurstTimeout",
-    "caPutLogSetTimeFmt",
-    "caPutLogShow",
-    "iocLogPrefix",
-)
-"""The commands of :func:`register_put_log`."""
+__all__ = ["INIT_COMMANDS", "no_rules", "register_put_log", "start_put_log"]
 
 _VARIABLES: Final = {
     "caPutLog": "EPICS_CA_PUT_LOG_ADDR",
     "caPutJsonLog": "EPICS_CA_JSON_PUT_LOG_ADDR",
 }
 """Beginnings of the commands, and the variables that name servers."""
+INIT_COMMANDS: Final = tuple(f"{kind}Init" for kind in _VARIABLES)
+"""The commands that start the log."""
+
+
+def no_rules(command: str) -> str:
+    """Return why a command that starts the log cannot do so without an access security file."""
+    return (
+        f"{command}: there is no access security file, so no put is selected: before iocInit use asSetFilename "
+        "with a file whose rules have TRAPWRITE"
+    )
 
 
 def start_put_log(log: CaPutLog, plan: CaPutLogPlan) -> None:
@@ -98,10 +93,7 @@ def _init(
     if dbcore.ioc_state() is not dbcore.IocState.RUNNING:
         raise ApplianceError(f"{kind}Init: access security is not active yet: use it after iocInit")
     if not has_rules():
-        raise ApplianceError(
-            f"{kind}Init: there is no access security file, so no put is selected: before iocInit use asSetFilename "
-            "with a file whose rules have TRAPWRITE"
-        )
+        raise ApplianceError(no_rules(f"{kind}Init"))
     variable = _VARIABLES[kind]
     is_json = kind == "caPutJsonLog"
     if log.is_running and log.is_json is not is_json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.lines import run_line, words_of
 from appliance.ioc.macros import expand_known, parse_macros
+from appliance.ioc.order import ScriptLine
 
 __all__ = ["ScriptRunner"]
 
@@ -23,6 +24,18 @@ _LIMIT: Final = 4 << 20
 _DEPTH: Final = 16
 _INCLUDED: Final = re.compile(r"\s*<\s*([^<>\s]+)\s*$")
 _POLICIES: Final = {"continue": "continue", "break": "stop", "halt": "stop"}
+
+
+class _Open:
+    """A script that runs."""
+
+    def __init__(self, path: str, macros: Mapping[str, str], lines: list[str], on_error: str) -> None:
+        self.path = path
+        self.macros = macros
+        self.lines = lines
+        self.number = 0
+        """The line that runs."""
+        self.on_error = on_error
 
 
 class ScriptRunner:
@@ -36,6 +49,8 @@ class ScriptRunner:
         self.before: Callable[[str, list[str]], bool] | None = None
         self.where: tuple[str, int] = ("", 0)
         """File and line of the command that runs."""
+        self._open: list[_Open] = []
+        """The scripts that run, the innermost one last."""
         self.failures: list[ConfigurationError] = []
         """The failures after which the script continued."""
 
@@ -51,7 +66,31 @@ class ScriptRunner:
     def _run(self, path: str, macros: Mapping[str, str], on_error: str, depth: int) -> None:
         if depth > _DEPTH:
             raise ConfigurationError(f"scripts call each other more than {_DEPTH} deep", file=path)
-        for number, raw in enumerate(self._read(path).splitlines(), 1):
+        script = _Open(path, macros, self._read(path).splitlines(), on_error)
+        self._open.append(script)
+        try:
+            self._run_lines(script, depth)
+        finally:
+            self._open.pop()
+
+    def rest(self) -> Iterator[ScriptLine]:
+        """Give the commands that follow the one that runs, without those of scripts that they run."""
+        for script in reversed(self._open):
+            policy = script.on_error
+            for number, raw in enumerate(script.lines[script.number :], script.number + 1):
+                line = expand_known(raw, script.macros).strip()
+                words = [] if line.startswith("#") else words_of(line)
+                if words[:1] == ["exit"]:
+                    break
+                if words[:2] == ["on", "error"]:
+                    policy = _POLICIES.get(words[2] if len(words) > 2 else "", policy)
+                elif words:
+                    yield ScriptLine(script.path, number, words, policy == "stop")
+
+    def _run_lines(self, script: _Open, depth: int) -> None:
+        path, macros = script.path, script.macros
+        for number, raw in enumerate(script.lines, 1):
+            script.number = number
             line = expand_known(raw, macros).strip() if macros else raw.strip()
             if not line.startswith("#-"):
                 sys.stdout.write(line + "\n" if line else "")
@@ -61,19 +100,19 @@ class ScriptRunner:
             if words[:1] == ["exit"]:
                 break
             if words[:2] == ["on", "error"]:
-                on_error = _POLICIES.get(words[2] if len(words) > 2 else "", on_error)
+                script.on_error = _POLICIES.get(words[2] if len(words) > 2 else "", script.on_error)
                 continue
             self.where = path, number
             try:
                 if self.is_script(line, words):
-                    self._include(line, words, macros, on_error, depth)
+                    self._include(line, words, macros, script.on_error, depth)
                 elif self.before is None or self.before(line, words):
                     sys.stdout.flush()
                     if (why := run_line(line)) is not None:
                         raise why
             except ApplianceError as error:
                 found = _placed(error, path, number)
-                if on_error == "stop":
+                if script.on_error == "stop":
                     raise found from None
                 dbcore.flush_output()
                 sys.stderr.write(f"{found}: the script continues\n")

@@ -16,13 +16,15 @@ from appliance.ioc import dbcore, locate
 from appliance.ioc.access import read_access_file
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
+from appliance.ioc.caputlog import CaPutLog
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.dbcore.words import PROTOCOL, device_address, plain
 from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.lines import REGISTRAR
 from appliance.ioc.loading import Loading
-from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS
+from appliance.ioc.order import late_commands
+from appliance.ioc.putlog_commands import INIT_COMMANDS, no_rules, register_put_log
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
@@ -37,6 +39,19 @@ _MOST: Final = 20
 
 class _Ended(Exception):  # noqa: N818 - no error
     """The script does what a trial must not: the reason is its text."""
+
+
+class _PutLog(CaPutLog):
+    """It never logs, and its commands judge what they are asked for."""
+
+    def __init__(self, *, runs: bool) -> None:
+        super().__init__()
+        self._runs = runs
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the configuration would have started it."""
+        return self._runs
 
 
 class _Child:
@@ -67,9 +82,29 @@ class _Child:
         if self.loading.libraries.declared and words[:1] and words[0].endswith(REGISTRAR):
             return False
         if words[:1] in (["iocInit"], ["iocBuild"]):
+            self.look_ahead()
             self.initialise()
         unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
         return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
+
+    def look_ahead(self) -> None:
+        """Judge the commands after iocInit, which no trial runs."""
+        rest = list(self.loading.script.rest())
+        for late in late_commands(rest):
+            self.must_end(late.error, ends=late.ends)
+        if self.loading.access_step is None:
+            for at, each in enumerate(rest):
+                if each.words[0] in INIT_COMMANDS and not any(
+                    before.words[0] == "asSetFilename" for before in rest[:at]
+                ):
+                    why = no_rules(each.words[0])
+                    self.must_end(ConfigurationError(why, file=each.file, line=each.line), ends=each.ends)
+
+    def must_end(self, error: ConfigurationError, *, ends: bool) -> None:
+        """Report what is wrong with a command; end if the start would."""
+        if ends:
+            self.end(error={"why": error.why, "file": error.file, "line": error.line, "key": error.key})
+        self.warnings.append(str(error))
 
     def site_code(self) -> None:
         """Load what the site's libraries declare.
@@ -102,7 +137,12 @@ class _Child:
             self.site_code()
             loading.register_commands()
             self.autosave.register_commands()
-            _register_server_commands()
+            for name in SERVER_COMMANDS:
+                # They need the server: a script may use them, and there is nothing to see yet.
+                dbcore.register_command(name, [], lambda *_: None)
+            register_put_log(
+                _PutLog(runs=loading.plan.ca_put_log is not None), lambda: loading.access_step is not None
+            )
             loading.files()
             if loading.plan.acf is not None and loading.plan.channel_access:
                 rules_for_channel_access(read_access_file(loading.plan.acf), lambda _: True)
@@ -224,12 +264,6 @@ class _Child:
             )
         dbcore.flush_output()
         os._exit(0)
-
-
-def _register_server_commands() -> None:
-    """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
-        dbcore.register_command(name, [], lambda *_: None)
 
 
 def main() -> None:

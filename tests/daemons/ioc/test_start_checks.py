@@ -325,6 +325,56 @@ def test_a_substitution_file_that_is_wrong_is_refused(files: Path, text: str, wh
     assert where in refused(Plan(databases=(LoadStep("wrong.substitutions"),), folder=str(files)))
 
 
+@pytest.mark.parametrize(
+    ("lines", "line", "why"),
+    [
+        (["caPutLogInit localhost:7011", "iocInit"], 1, "caPutLogInit: access security is not active yet: use it after iocInit"),
+        (["caPutJsonLogInit localhost:7011", "iocInit"], 1, "caPutJsonLogInit: access security is not active yet"),
+        (["caPutLogReconf 1", "iocInit"], 1, "caPutLog: it was not started: use caPutLogInit"),
+        (["iocInit", "", "# a comment", "caPutLogInit localhost"], 4, "caPutLogInit: there is no access security file"),
+        (["iocInit", 'dbLoadRecords("db/good.db")'], 2, "dbLoadRecords comes after iocInit, where it fails: EPICS accepts no records afterwards; move it before"),
+        (["iocInit", "dbl", "set_pass1_restoreFile x.sav"], 3, "set_pass1_restoreFile comes after iocInit"),
+        (["iocInit", "callbackSetQueueSize 5000"], 2, "callbackSetQueueSize comes after iocInit, where it fails: iocInit makes the queues"),
+        (["iocInit", "iocInit"], 2, "iocInit comes after iocInit, where it fails: the IOC is initialised already"),
+    ],
+)  # fmt: skip
+def test_a_command_at_the_wrong_place_is_told_by_the_trial(
+    files: Path, lines: list[str], line: int, why: str
+) -> None:
+    (files / "st.cmd").write_text("\n".join([*lines, "exit", "dbLoadRecords never"]))
+    plan = Plan(databases=(LoadStep("db/many.substitutions"),), script="st.cmd", folder=str(files))
+    assert refused(plan).startswith(f"st.cmd:{line}: {why}")
+    (files / "st.cmd").write_text("\n".join(["on error continue", *lines]))
+    assert any(each.startswith(f"st.cmd:{line + 1}: {why}") for each in Trial(plan).result().warnings)
+
+
+async def test_a_command_at_the_wrong_place_fails_a_check_after_another_script_too(files: Path) -> None:
+    (files / "ioc.yml").write_text("databases: [{file: db/many.substitutions}]\nscript: st.cmd\n")
+    (files / "more.cmd").write_text("iocInit\nexit\nnever\n")
+    (files / "st.cmd").write_text('\n< more.cmd\ndbLoadRecords("db/good.db")\n')
+    log = await said("--config", "ioc.yml", "--check-config", status=1, cwd=files)
+    assert re.search(r"Error: \S*st\.cmd:3: dbLoadRecords comes after iocInit", log)
+
+
+@pytest.mark.parametrize(
+    ("lines", "warned"),
+    [
+        (["iocInit", "scanOnceSetQueueSize 100"], "st.cmd:2: scanOnceSetQueueSize comes after iocInit, where it has no effect: iocInit makes the queues"),
+        (["iocInit", "asSetFilename rules.acf"], "st.cmd:2: asSetFilename comes after iocInit, where it has no effect: iocInit reads the file, and afterwards only asInit does"),
+        (["iocInit", "asSetFilename rules.acf", "asInit"], ""),
+        (["asSetFilename rules.acf", "iocInit", "caPutLogInit localhost", "caPutLogReconf 1"], ""),
+    ],
+)  # fmt: skip
+def test_a_command_without_effect_at_its_place_is_a_warning(
+    files: Path, lines: list[str], warned: str
+) -> None:
+    (files / "rules.acf").write_text("ASG(DEFAULT) { RULE(1, WRITE, TRAPWRITE) }\n")
+    (files / "st.cmd").write_text("\n".join([*lines, ""]))
+    plan = Plan(databases=(LoadStep("db/many.substitutions"),), script="st.cmd", folder=str(files))
+    warnings = Trial(plan).result().warnings
+    assert [each for each in warnings if each.startswith("st.cmd")] == [*filter(None, [warned])]
+
+
 _WIDE = f'file "db/good.db" {{\n pattern {{P {" ".join(f"N{n}" for n in range(119))}}}\n {{A, {"x, " * 119}}}\n}}\n'
 """A set of 120 names."""
 
