@@ -86,6 +86,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_function,
     replace_registrar,
 )
+from appliance.ioc.dbcore.casr import server_report
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
 from appliance.ioc.dbcore.events import (
@@ -197,6 +198,7 @@ __all__ = [
     "register_support",
     "replace_registrar",
     "restore",
+    "server_report",
     "serves_channel_access",
     "set_access_file",
     "set_log_prefix",
