@@ -42,6 +42,7 @@ from appliance.pva.events import (
     RemoteMessage,
     ReplyOctets,
     SearchAnswered,
+    UpdatesTogether,
     Validated,
 )
 from appliance.pva.search import SearchRequest, SearchResponse
@@ -322,6 +323,12 @@ class ServerLink:
                     passed += 1
                     if request is not None:
                         request.octets(event)
+                elif type(event) is UpdatesTogether:
+                    passed += 1
+                    for operation, body in event.items:
+                        request = operation.context
+                        if request is not None:
+                            request.gathered(body)
                 elif type(event) is ReplyOctets:
                     request = event.operation.context
                     if request is not None:
@@ -523,6 +530,11 @@ class ServerLink:
         """End the connection at once: a certificate is bad."""
         if self.stream is not None:
             self.stream.cut(SecurityError(f"{self.peer}: {verdict.message}"))
+
+    def broken(self, error: Exception) -> None:
+        """End the connection at once: a defect has stopped its work."""
+        if self.stream is not None:
+            self.stream.broken(error)
 
     def __repr__(self) -> str:
         return f"<ServerLink {self.name} {len(self.channels)} channels>"

@@ -63,6 +63,11 @@ _SECRETS: Final = (
         "*** private key ***",
     ),
     (re.compile(r"(?i)\b(bearer\s+)[^\s,;&\"']+"), r"\1***"),
+    # FILE;PASSWORD, as a variable may name a keychain: up to the end of the quotes, or of the word.
+    (re.compile(r"(?i)(\"[^\"\n;]*\.(?:p12|pfx);)[^\"\s][^\"\n]*"), r"\1***"),
+    (re.compile(r"(?i)('[^'\n;]*\.(?:p12|pfx);)[^'\s][^'\n]*"), r"\1***"),
+    (re.compile(r"(?i)(\.(?:p12|pfx);)(?!\*\*\*)[^\s\"'(),]+"), r"\1***"),
+    (re.compile(r"(?i)(_TLS_KEYCHAIN\b[\"'\s=:,(]{0,8}[^;\"'\s=,]{0,512};)[^\"'\s][^\"'\n]*"), r"\1***"),
 )
 # The name may have parts before it (access_token, clientSecret) and quotes around it.
 _NAMED: Final = re.compile(
@@ -91,6 +96,7 @@ def _is_clean(text: str) -> bool:
         or "pwd" in small
         or "secret" in small
         or "token" in small
+        or (";" in small and (".p12;" in small or ".pfx;" in small or "_tls_keychain" in small))
     )
 
 

@@ -16,9 +16,13 @@ import pwd
 import socket
 import stat
 import struct
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
+from appliance.daemon.logging import redact
 from appliance.errors import ConfigurationError
 from appliance.ioc.completion import Completer
 from appliance.ioc.editing import plain
@@ -30,7 +34,10 @@ _log: Final = logging.getLogger("appliance.ioc.console")
 _PROMPT: Final = b"epics> "
 _LINE: Final = 4096
 _CLIENTS: Final = 16
+_TURNS: Final = 3
+"""Turns of the loop after which what was written is with the system."""
 _CREDENTIALS: Final = struct.Struct("3i")
+_T = TypeVar("_T")
 
 
 class Console:
@@ -41,7 +48,10 @@ class Console:
         self._group = group
         self._server: asyncio.AbstractServer | None = None
         self._clients: set[asyncio.Task[None]] = set()
+        # Commands of EPICS use buffers that all share.
         self._one = asyncio.Lock()
+        self._runs = ""
+        """The command that runs, and whose it is."""
         self._completer = Completer()
 
     async def start(self) -> None:
@@ -137,17 +147,43 @@ class Console:
                 continue
             told = {"event": "console-command", "account": who, "command": command}
             _log.info("%s: %s", who, command, extra=told)
-            async with self._one:
-                ok, text = await asyncio.to_thread(captured_line, command)
+            if not await self._turn(writer):
+                _log.warning("%s: not run, since the console was closed meanwhile: %s", who, command)
+                return
+            try:
+                self._runs = redact(f"{who}: {command}")
+                ok, text = await _in_thread(partial(captured_line, command))
+            finally:
+                self._one.release()
             writer.write(plain(text).encode())
             if not ok:
                 writer.write(b"(failed)\n")
+
+    async def _turn(self, writer: asyncio.StreamWriter) -> bool:
+        """Wait until no other command runs; return whether somebody still waits for this one."""
+        if not self._one.locked():
+            await self._one.acquire()
+            return True
+        writer.write(f"(waits for the command of {self._runs})\n".encode())
+        await self._one.acquire()
+        try:
+            # Whoever has left wants nothing any more; whoever has only sent all of its lines does. Writing tells.
+            writer.write(b"(it has ended)\n")
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            if not writer.is_closing():
+                return True
+        except BaseException:
+            self._one.release()
+            raise
+        self._one.release()
+        return False
 
     async def _complete(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         """Answer a question for completions; it is no command and not logged."""
         text, _, typed = line.decode("utf-8", "replace").strip("\r\n")[1:].partition("\t")
         async with self._one:
-            found = await asyncio.to_thread(self._completer.found, text, typed)
+            found = await _in_thread(lambda: self._completer.found(text, typed))
         writer.write("".join(f"{each}\n" for each in found if each.isprintable()).encode())
 
     async def stop(self) -> None:
@@ -158,6 +194,33 @@ class Console:
             self._path.unlink(missing_ok=True)
         for task in list(self._clients):
             task.cancel()
+
+
+async def _in_thread(function: Callable[[], _T]) -> _T:
+    """Call a function in a thread of its own. The end of the process does not wait for it: a command may never end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def finish(result: _T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # without an error there is a result
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as caught:  # noqa: BLE001 - whoever waits gets it
+            error = caught
+        # The loop may be closed by now: the IOC has ended.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(finish, result, error)
+
+    threading.Thread(target=work, name="console", daemon=True).start()
+    return await done
 
 
 def _user(writer: asyncio.StreamWriter) -> str:

@@ -65,10 +65,10 @@ def log_unread(error: OperationError) -> None:
 
 def is_same(one: Reading, other: Reading) -> bool:
     """Whether two readings are of one change: the same value with the same time and alarm."""
-    value, *rest = one
-    other_value, *other_rest = other
-    if rest != other_rest:
+    # The time tells nearly always.
+    if one.nanoseconds != other.nanoseconds or one[1:] != other[1:]:
         return False
+    value, other_value = one.value, other.value
     if hasattr(value, "shape"):
         return bool(value.shape == other_value.shape and (value == other_value).all())
     return bool(value == other_value)
@@ -98,6 +98,11 @@ class PropertySink(EventSink):
             if not feed.SEES_PROPERTIES:
                 feed.post_properties(properties)
 
+    def broken(self, error: Exception) -> None:
+        """End the record's clients."""
+        for feed in list(self._feeds.values()):
+            feed.broken(error)
+
 
 class Feed(Watched, EventSink):
     """The feed that all clients of one record with the same event mask share.
@@ -125,6 +130,8 @@ class Feed(Watched, EventSink):
     )
     SEES_PROPERTIES: ClassVar = False
     """Whether its own events also report changes of properties."""
+    AT_ONCE: ClassVar = False
+    """Whether its events wake the loop themselves."""
 
     def __init__(self, record: Record, stream: EventStream, mask: int, events: int = 0) -> None:
         super().__init__()
@@ -142,7 +149,7 @@ class Feed(Watched, EventSink):
         """What the last event told."""
         self._alarm: tuple[int, int, str] | None = None
         self._event: dbcore.EventSubscription | None = stream.hub.subscribe(
-            self.channel, events or mask, self
+            self.channel, events or mask, self, at_once=self.AT_ONCE
         )
 
     @classmethod
@@ -160,8 +167,11 @@ class Feed(Watched, EventSink):
     def _read_and_post(cls, feeds: list[Self]) -> None:
         for feed, reading in zip(feeds, _read_all([feed.channel for feed in feeds]), strict=True):
             missed, feed.missed = feed.missed, 0
-            if reading is not None:
-                feed.post(reading, several=missed > 1)
+            try:
+                if reading is not None:
+                    feed.post(reading, several=missed > 1)
+            except Exception as error:  # noqa: BLE001 - a defect of one must not take the updates of the others
+                feed.broken(error)
 
     def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""

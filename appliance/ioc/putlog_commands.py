@@ -12,7 +12,22 @@ from appliance.ioc import dbcore
 from appliance.ioc.caputlog import CaPutLog, parse_servers
 from appliance.ioc.config import CaPutLogPlan
 
-__all__ = ["INIT_COMMANDS", "no_rules", "register_put_log", "start_put_log"]
+__all__ = ["PUT_LOG_COMMANDS", "check_start", "register_put_log", "start_put_log"]
+
+PUT_LOG_COMMANDS: Final = (
+    "caPutJsonLogAddMetadata",
+    "caPutJsonLogInit",
+    "caPutJsonLogReconf",
+    "caPutJsonLogSetBurstTimeout",
+    "caPutJsonLogShow",
+    "caPutLogInit",
+    "caPutLogReconf",
+    "caPutLogSetBurstTimeout",
+    "caPutLogSetTimeFmt",
+    "caPutLogShow",
+    "iocLogPrefix",
+)
+"""The commands of :func:`register_put_log`."""
 
 _log: Final = logging.getLogger(__name__)
 _VARIABLES: Final = {
@@ -22,16 +37,6 @@ _VARIABLES: Final = {
 """Beginnings of the commands, and the variables that name servers."""
 _PVS: Final = {"caPutLog": "EPICS_AS_PUT_LOG_PV", "caPutJsonLog": "EPICS_AS_PUT_JSON_LOG_PV"}
 """The variables that name a PV to which caPutLog writes its lines."""
-INIT_COMMANDS: Final = tuple(f"{kind}Init" for kind in _VARIABLES)
-"""The commands that start the log."""
-
-
-def no_rules(command: str) -> str:
-    """Return why a command that starts the log cannot do so without an access security file."""
-    return (
-        f"{command}: there is no access security file, so no put is selected: before iocInit use asSetFilename "
-        "with a file whose rules have TRAPWRITE"
-    )
 
 
 def start_put_log(log: CaPutLog, plan: CaPutLogPlan) -> None:
@@ -60,9 +65,7 @@ def _report(log: CaPutLog, what: str) -> None:
         _log.warning("%s: %s", what, each)
 
 
-def register_put_log(
-    log: CaPutLog, has_rules: Callable[[], bool], selects_puts: Callable[[], bool] = lambda: True
-) -> None:
+def register_put_log(log: CaPutLog, has_rules: Callable[[], bool], selects_puts: Callable[[], bool]) -> None:
     """Add the commands.
 
     Args:
@@ -106,6 +109,28 @@ def register_put_log(
     )
 
 
+def check_start(
+    kind: str, servers: str | None, *, is_running: bool, has_rules: bool
+) -> list[tuple[str, int]]:
+    """Return the servers that a command names, or its variable.
+
+    Raises:
+        ApplianceError: It cannot start the log.
+    """
+    if not is_running:
+        raise ApplianceError(f"{kind}Init: access security is not active yet: use it after iocInit")
+    if not has_rules:
+        raise ApplianceError(
+            f"{kind}Init: there is no access security file, so no put is selected: before iocInit use asSetFilename "
+            "with a file whose rules have TRAPWRITE"
+        )
+    variable = _VARIABLES[kind]
+    where = parse_servers((servers or "").strip() or dbcore.environment_value(variable) or "")
+    if not where:
+        raise ApplianceError(f'usage: {kind}Init("HOST:PORT", config, seconds), or set {variable}')
+    return where
+
+
 def _init(
     log: CaPutLog,
     kind: str,
@@ -115,17 +140,11 @@ def _init(
     mode: int,
     burst_s: float,
 ) -> None:
-    if dbcore.ioc_state() is not dbcore.IocState.RUNNING:
-        raise ApplianceError(f"{kind}Init: access security is not active yet: use it after iocInit")
-    if not has_rules():
-        raise ApplianceError(no_rules(f"{kind}Init"))
-    variable = _VARIABLES[kind]
+    is_running = dbcore.ioc_state() is dbcore.IocState.RUNNING
+    where = check_start(kind, servers, is_running=is_running, has_rules=has_rules())
     is_json = kind == "caPutJsonLog"
     if log.is_running and log.is_json is not is_json:
         raise ApplianceError(f"{kind}Init: the put log runs in the other form; there is one form at a time")
-    where = parse_servers((servers or "").strip() or dbcore.environment_value(variable) or "")
-    if not where:
-        raise ApplianceError(f'usage: {kind}Init("HOST:PORT", config, seconds), or set {variable}')
     log.is_json = is_json
     log.configure(mode, burst_s)
     log.add_servers(where)

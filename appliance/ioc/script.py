@@ -8,17 +8,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from appliance.daemon.logging import redact
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
-from appliance.ioc.lines import run_line, words_of
+from appliance.ioc.lines import run_line, undefined_macros, words_of
 from appliance.ioc.macros import expand_known, parse_macros
-from appliance.ioc.order import ScriptLine
 
-__all__ = ["ScriptRunner"]
+__all__ = ["ScriptRunner", "placed"]
 
 _LIMIT: Final = 4 << 20
 _DEPTH: Final = 16
@@ -26,31 +26,19 @@ _INCLUDED: Final = re.compile(r"\s*<\s*([^<>\s]+)\s*$")
 _POLICIES: Final = {"continue": "continue", "break": "stop", "halt": "stop"}
 
 
-class _Open:
-    """A script that runs."""
-
-    def __init__(self, path: str, macros: Mapping[str, str], lines: list[str], on_error: str) -> None:
-        self.path = path
-        self.macros = macros
-        self.lines = lines
-        self.number = 0
-        """The line that runs."""
-        self.on_error = on_error
-
-
 class ScriptRunner:
     """Runs scripts; one per process.
 
-    ``before`` gets each command and tells whether to run it: the trial skips commands that act outside the process.
+    ``before`` gets each command and tells whether to run it: the trial skips commands that act outside the process. ``after`` is
+    called when a command has ended, well or not.
     """
 
     def __init__(self, *, on_error: str = "stop") -> None:
         self.on_error = on_error
         self.before: Callable[[str, list[str]], bool] | None = None
+        self.after: Callable[[], None] | None = None
         self.where: tuple[str, int] = ("", 0)
         """File and line of the command that runs."""
-        self._open: list[_Open] = []
-        """The scripts that run, the innermost one last."""
         self.failures: list[ConfigurationError] = []
         """The failures after which the script continued."""
 
@@ -66,57 +54,41 @@ class ScriptRunner:
     def _run(self, path: str, macros: Mapping[str, str], on_error: str, depth: int) -> None:
         if depth > _DEPTH:
             raise ConfigurationError(f"scripts call each other more than {_DEPTH} deep", file=path)
-        script = _Open(path, macros, self._read(path).splitlines(), on_error)
-        self._open.append(script)
-        try:
-            self._run_lines(script, depth)
-        finally:
-            self._open.pop()
-
-    def rest(self) -> Iterator[ScriptLine]:
-        """Give the commands that follow the one that runs, without those of scripts that they run."""
-        for script in reversed(self._open):
-            policy = script.on_error
-            for number, raw in enumerate(script.lines[script.number :], script.number + 1):
-                line = expand_known(raw, script.macros).strip()
-                words = [] if line.startswith("#") else words_of(line)
-                if words[:1] == ["exit"]:
-                    break
-                if words[:2] == ["on", "error"]:
-                    policy = _POLICIES.get(words[2] if len(words) > 2 else "", policy)
-                elif words:
-                    yield ScriptLine(script.path, number, words, policy == "stop")
-
-    def _run_lines(self, script: _Open, depth: int) -> None:
-        path, macros = script.path, script.macros
-        for number, raw in enumerate(script.lines, 1):
-            script.number = number
+        for number, raw in enumerate(self._read(path).splitlines(), 1):
             line = expand_known(raw, macros).strip() if macros else raw.strip()
             if not line.startswith("#-"):
-                sys.stdout.write(line + "\n" if line else "")
+                # Standard output of a daemon is its log.
+                sys.stdout.write(redact(line) + "\n" if line else "")
             if not line or line.startswith("#"):
                 continue
             words = words_of(line)
             if words[:1] == ["exit"]:
                 break
             if words[:2] == ["on", "error"]:
-                script.on_error = _POLICIES.get(words[2] if len(words) > 2 else "", script.on_error)
+                on_error = _POLICIES.get(words[2] if len(words) > 2 else "", on_error)
                 continue
             self.where = path, number
             try:
                 if self.is_script(line, words):
-                    self._include(line, words, macros, script.on_error, depth)
+                    self._include(line, words, macros, on_error, depth)
                 elif self.before is None or self.before(line, words):
                     sys.stdout.flush()
-                    if (why := run_line(line)) is not None:
+                    why = run_line(line)
+                    if self.after is not None:
+                        self.after()
+                    if why is not None:
                         raise why
             except ApplianceError as error:
-                found = _placed(error, path, number)
-                if script.on_error == "stop":
+                found = placed(error, path, number)
+                if on_error == "stop":
                     raise found from None
-                dbcore.flush_output()
-                sys.stderr.write(f"{found}: the script continues\n")
-                self.failures.append(found)
+                self.failed(found)
+
+    def failed(self, error: ConfigurationError) -> None:
+        """Report a failure after which the script continues."""
+        dbcore.flush_output()
+        sys.stderr.write(f"{error}: the script continues\n")
+        self.failures.append(error)
 
     @staticmethod
     def is_script(line: str, words: list[str]) -> bool:
@@ -127,13 +99,15 @@ class ScriptRunner:
         """Run the script that a line names.
 
         Raises:
-            ConfigurationError: The script cannot be read, or a command in it failed.
+            ConfigurationError: The script cannot be read, a command in it failed, or a macro of the line has no value.
         """
         self._include(line, words, {}, self.on_error, 0)
 
     def _include(
         self, line: str, words: list[str], macros: Mapping[str, str], on_error: str, depth: int
     ) -> None:
+        if why := undefined_macros(line):
+            raise ConfigurationError(why)
         given: Mapping[str, str] = macros
         included = _INCLUDED.match(line)
         if included is not None:
@@ -159,8 +133,8 @@ class ScriptRunner:
         return data.decode("utf-8", "surrogateescape")
 
 
-def _placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
-    """Add the line of the script to an error, unless the error names a line already."""
+def placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
+    """Return the error with the line of the script that caused it."""
     if isinstance(error, ConfigurationError) and error.line is not None:
         if "(run by " in error.why or error.file == path:
             return error

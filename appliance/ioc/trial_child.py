@@ -1,4 +1,4 @@
-"""The child of :mod:`appliance.ioc.trial`: reads a plan from standard input, answers on what was standard output.
+"""The child of :mod:`appliance.ioc.trial`: reads a descriptor for EPICS' error log and a plan from standard input, answers on what was standard output.
 
 It never serves, never processes a record, and leaves out commands of a script that act outside the process.
 """
@@ -13,18 +13,18 @@ from typing import Any, Final, NoReturn
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
-from appliance.ioc.access import read_access_file
+from appliance.ioc.access import read_access_file, undefined_groups
+from appliance.ioc.afterwards import Afterwards
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
-from appliance.ioc.caputlog import CaPutLog
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import InitHook
 from appliance.ioc.dbcore.words import PROTOCOL, device_address, plain
 from appliance.ioc.groups.definitions import Groups
-from appliance.ioc.lines import REGISTRAR
+from appliance.ioc.lines import REGISTRAR, run_line, words_of
 from appliance.ioc.loading import Loading
-from appliance.ioc.order import late_commands
-from appliance.ioc.putlog_commands import INIT_COMMANDS, no_rules, register_put_log
+from appliance.ioc.macros import expand_known, parse_macros
+from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS, check_start
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
@@ -32,6 +32,8 @@ __all__ = ["main"]
 
 _OUTSIDE: Final = frozenset(("system", "epicsThreadSleep", "iocLogInit", "dbLoadGroupTest", "exit"))
 """Commands that the trial does not run."""
+_INIT: Final = ("iocInit", "iocBuild")
+_LOADS_CODE: Final = "it loads C code (dlload), which a trial must not run"
 _FIELD: Final = re.compile(r"\b([^\s.:'\"]\S*?)\.([A-Z][A-Z0-9_]*)\b")
 _NO_FUNCTION: Final = re.compile(r"\.[SI]NAM (?:ERROR )?function '.*' not found")
 _MOST: Final = 20
@@ -41,70 +43,104 @@ class _Ended(Exception):  # noqa: N818 - no error
     """The script does what a trial must not: the reason is its text."""
 
 
-class _PutLog(CaPutLog):
-    """It never logs, and its commands judge what they are asked for."""
-
-    def __init__(self, *, runs: bool) -> None:
-        super().__init__()
-        self._runs = runs
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the configuration would have started it."""
-        return self._runs
-
-
 class _Child:
     def __init__(self, answer: int) -> None:
         self.answer = answer
         self.loading = Loading(plan_from_json(sys.stdin.read()))
         self.loading.guard = self.reading
         self.loading.script.before = self.before
+        self.loading.script.after = self.after
         self.autosave = Autosave(is_trial=True)
         self.warnings: list[str] = []
         self.faults: list[str] = []
-        self.said = 0
+        self.before_init: tuple[int, ...] = ()
         self.left_out = ""
         self.commands: frozenset[str] | None = None
+        self.ended: _Ended | None = None
+        """Why the trial must end with the command that runs now."""
+        self.afterwards: Afterwards | None = None
+        self.folder = ""
+        """Where the script was at iocInit."""
 
     def tell(self, **what: Any) -> None:
         os.write(self.answer, (json.dumps(what) + "\n").encode())
 
     def reading(self, step: LoadStep) -> None:
-        self.tell(reading=list(step))
+        self.tell(reading=list(step), folder=os.getcwd())  # noqa: PTH109 - for chdir
 
     def before(self, line: str, words: list[str]) -> bool:
         self.tell(running=[*self.loading.script.where, line])
+        if words[:1] and words[0] in _INIT:
+            self.begin_afterwards()
+            return False
+        return self.permits(line, words)
+
+    def permits(self, line: str, words: list[str]) -> bool:
+        """Whether a trial runs a command.
+
+        Raises:
+            ApplianceError: A start would fail at this command.
+            _Ended: The trial must end here.
+        """
+        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+        if self.afterwards is not None:
+            return self.afterwards.runs(line) and ">" not in unquoted
         if words[:1] == ["dlload"]:
-            raise _Ended("it loads C code (dlload), which a trial must not run")
+            raise _Ended(_LOADS_CODE)
         if self.loading.libraries.declared and words and self.may_be_site_code(words):
             raise _Ended(f"{words[0]!r} may be a command of C code, which a trial must not run")
         if self.loading.libraries.declared and words[:1] and words[0].endswith(REGISTRAR):
             return False
-        if words[:1] in (["iocInit"], ["iocBuild"]):
-            self.look_ahead()
-            self.initialise()
-        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
         return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
 
-    def look_ahead(self) -> None:
-        """Judge the commands after iocInit, which no trial runs."""
-        rest = list(self.loading.script.rest())
-        for late in late_commands(rest):
-            self.must_end(late.error, ends=late.ends)
-        if self.loading.access_step is None:
-            for at, each in enumerate(rest):
-                if each.words[0] in INIT_COMMANDS and not any(
-                    before.words[0] == "asSetFilename" for before in rest[:at]
-                ):
-                    why = no_rules(each.words[0])
-                    self.must_end(ConfigurationError(why, file=each.file, line=each.line), ends=each.ends)
+    def after(self) -> None:
+        """End the trial if a command that was not to be seen in its line has asked for it: EPICS replaces macros, and some commands run others.
 
-    def must_end(self, error: ConfigurationError, *, ends: bool) -> None:
-        """Report what is wrong with a command; end if the start would."""
-        if ends:
-            self.end(error={"why": error.why, "file": error.file, "line": error.line, "key": error.key})
-        self.warnings.append(str(error))
+        Raises:
+            _Ended: The trial must end here.
+        """
+        if self.ended is not None:
+            raise self.ended
+
+    def register_stand_ins(self) -> None:
+        """Replace the commands that a trial must not run, however a script calls them, and those that run others."""
+        add = dbcore.register_command
+        for name in _OUTSIDE - {"exit"}:
+            add(name, [], lambda: None)
+        for name in _INIT:
+            add(name, [], self.begin_afterwards)
+        add("dlload", [], lambda: self.end_here(_LOADS_CODE))
+        add("iocshCmd", [("command", str)], self.run_inner)
+        add("iocshRun", [("command", str), ("macros", str)], self.run_inner)
+
+    def begin_afterwards(self) -> None:
+        """Note that iocInit is done, as far as the script can see. The trial initialises when it has seen the rest of the script."""
+        if self.afterwards is None:
+            self.afterwards = Afterwards(self.known_commands(), knows_all=not self.loading.libraries.declared)
+            self.loading.is_past_init = self.autosave.is_past_init = True
+            self.folder = os.getcwd()  # noqa: PTH109 - for chdir
+
+    def end_here(self, why: str) -> NoReturn:
+        self.ended = self.ended or _Ended(why)
+        raise ApplianceError(why)
+
+    def run_inner(self, text: str | None, macros: str | None = None) -> None:
+        """Run what another command runs."""
+        given = parse_macros(macros or "")
+        for raw in (text or "").splitlines():
+            line = expand_known(raw, given).strip()
+            words = words_of(line)
+            if not words or line.startswith("#"):
+                continue
+            if words[0] in _INIT:
+                self.begin_afterwards()
+                continue
+            try:
+                runs = self.permits(line, words)
+            except _Ended as why:
+                self.end_here(str(why))
+            if runs and (failure := run_line(line)) is not None:
+                raise failure
 
     def site_code(self) -> None:
         """Load what the site's libraries declare.
@@ -124,9 +160,13 @@ class _Child:
             return len(words) > 1 and words[1] in variables
         if words[0].endswith(REGISTRAR) or words[0] == "<":
             return False
+        return words[0] not in self.known_commands()
+
+    def known_commands(self) -> frozenset[str]:
+        """Return the names of the shell's commands."""
         if self.commands is None:
             self.commands = frozenset(dbcore.shell_commands())
-        return words[0] not in self.commands
+        return self.commands
 
     def run(self) -> NoReturn:
         loading = self.loading
@@ -137,18 +177,16 @@ class _Child:
             self.site_code()
             loading.register_commands()
             self.autosave.register_commands()
-            for name in SERVER_COMMANDS:
-                # They need the server: a script may use them, and there is nothing to see yet.
-                dbcore.register_command(name, [], lambda *_: None)
-            register_put_log(
-                _PutLog(runs=loading.plan.ca_put_log is not None), lambda: loading.access_step is not None
-            )
+            self.register_server_commands()
+            self.register_stand_ins()
             loading.files()
             if loading.plan.acf is not None and loading.plan.channel_access:
                 rules_for_channel_access(read_access_file(loading.plan.acf), lambda _: True)
             if loading.plan.script:
+                self.known_commands()
                 loading.script.run(loading.plan.script)
-            if loading.plan.loads_records:
+                loading.check_access()
+            if loading.plan.loads_records or self.afterwards is not None:
                 self.initialise()
             self.left_out = "nothing initialises the IOC"
         except _Ended as why:
@@ -159,9 +197,26 @@ class _Child:
             self.end(error={"why": str(error)})
         self.end()
 
+    def register_server_commands(self) -> None:
+        """Add commands that need the server: a script may use them, and there is nothing to see yet."""
+        for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
+            dbcore.register_command(name, [], lambda *_: None)
+        dbcore.register_command("asInit", [], self.loading.access_used)
+        for kind in ("caPutLog", "caPutJsonLog"):
+            dbcore.register_command(
+                f"{kind}Init", [("servers", str)], lambda servers, kind=kind: self.put_log(kind, servers)
+            )
+
+    def put_log(self, kind: str, servers: str | None) -> None:
+        """Look whether a command can start the log of puts."""
+        has_rules = self.loading.access_step is not None
+        check_start(kind, servers, is_running=self.loading.is_past_init, has_rules=has_rules)
+
     def initialise(self) -> NoReturn:
         """Do what iocInit does before a record is processed, then make the groups."""
         self.tell(reading=["iocInit", ""])
+        if self.folder:
+            os.chdir(self.folder)
 
         def hook(state: int) -> None:
             if state == InitHook.AFTER_INIT_DATABASE:
@@ -178,15 +233,12 @@ class _Child:
                 self.end()
 
         dbcore.on_init_hook(hook)
-        dbcore.flush_output()
-        self.said = os.lseek(2, 0, os.SEEK_CUR)
+        self.before_init = dbcore.output_so_far()
         dbcore.build_isolated()
         self.end(error={"why": "the IOC cannot be initialised"})
 
     def groups(self) -> None:
-        dbcore.flush_output()
-        size = os.lseek(2, 0, os.SEEK_CUR)
-        said = plain(os.pread(2, max(size - self.said, 0), self.said).decode("utf-8", "replace"))
+        said = plain(dbcore.output_since(self.before_init))
         registers = any(each.kind == "registrar" for each in self.loading.libraries.declared)
         for line in said.splitlines():
             if registers and _NO_FUNCTION.search(line):
@@ -198,7 +250,11 @@ class _Child:
                     self.end(error={"why": self.faults[-1]})
         loading = self.loading
         if loading.access_step is not None:
-            self.warnings.extend(read_access_file(loading.access_step).warnings)
+            security = read_access_file(loading.access_step)
+            self.warnings.extend(security.warnings)
+            if loading.plan.is_check:
+                # A start says so itself, when the rules come into force.
+                self.warnings.extend(undefined_groups(security))
         if loading.plan.is_check:
             self.links()
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
@@ -271,7 +327,7 @@ def main() -> None:
     answer = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
-    dbcore.keep_errors_in_place()
+    dbcore.keep_errors_in_place(int(sys.stdin.readline()))
     _Child(answer).run()
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
 from appliance.ioc.autosave.files import Folders, read_text
 from appliance.ioc.autosave.savefile import parse_saved
-from appliance.ioc.dbcore import DBChannel
 from appliance.ioc.macros import parse_macros
 
 __all__ = ["Restorer"]
@@ -115,9 +114,5 @@ class Restorer:
 
 
 def _put(name: str, value: str | tuple[str, ...]) -> bool:
-    with DBChannel(name) as channel:
-        new: Any = value
-        if isinstance(value, tuple) and channel.is_array and not channel.is_string:
-            new = [float(each) for each in value]
-        channel.put(new)
+    dbcore.put_saved(name, value)
     return True

@@ -8,7 +8,7 @@ Format: epics-modules/autosave, ``save_restore.c`` and ``dbrestore.c``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from appliance.errors import ConfigurationError
@@ -76,7 +76,7 @@ def format_saved(
             missing += 1
             lines.append(f"#{name} Not Connected")
         elif isinstance(value, str):
-            lines.append(f"{name} {escaped(value)}")
+            lines.append(f"{name} {_scalar(value)}")
         else:
             elements = "".join(f'"{_element(each)}" ' for each in value)
             lines.append(f"{name} {_ARRAY} {{ {elements}}}")
@@ -84,6 +84,12 @@ def format_saved(
     if missing:
         head.append(f"! {missing} channel(s) not connected - or not all gets were successful")
     return "\n".join([*head, *lines, _END, ""])
+
+
+def _scalar(text: str) -> str:
+    text = escaped(text)
+    # Clients write texts: none of them may look like the beginning of an array.
+    return f"\\x{ord('@'):02x}{text[1:]}" if text.startswith(_ARRAY) else text
 
 
 def _element(text: str) -> str:
@@ -101,9 +107,11 @@ def parse_saved(text: str, macros: Mapping[str, str], *, file: str) -> Saved:
         raise ConfigurationError("is incomplete: its last line <END> is missing", file=file)
     values: list[tuple[str, str | tuple[str, ...]]] = []
     missing = 0
-    lines = iter(line.removesuffix("\r") for line in text.split("\n"))
-    for raw in lines:
-        line = expand_known(raw, macros) if macros else raw
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    at = 0
+    while at < len(lines):
+        line = expand_known(lines[at], macros) if macros else lines[at]
+        at += 1
         if line.startswith("!"):
             digits = re.match(r"!\s*(\d{1,9})", line)
             missing += int(digits[1]) if digits else 1
@@ -111,26 +119,36 @@ def parse_saved(text: str, macros: Mapping[str, str], *, file: str) -> Saved:
         if line.startswith(_END):
             break
         name, _, value = line.partition(" ")
+        found: str | tuple[str, ...]
         if value.startswith(_ARRAY):
-            elements = _array(value, lines)
-            if not name.startswith("#") and name:
-                values.append((name, elements))
-        elif name and not name.startswith("#"):
-            values.append((name, unescaped(value)))
+            found, at = _array(value, lines, at)
+        else:
+            found = unescaped(value)
+        if name and not name.startswith("#"):
+            values.append((name, found))
         if len(values) > _MOST_PVS:
             raise ConfigurationError(f"holds more than {_MOST_PVS} PVs", file=file)
     return Saved(values, missing)
 
 
-def _array(text: str, lines: Iterator[str]) -> tuple[str, ...]:
-    """Read the elements of an array, which may span several lines."""
-    parts = [text[len(_ARRAY) :]]
-    while not re.search(r"\}\s*$", _ELEMENT.sub("", parts[-1])):
-        following = next(lines, None)
-        if following is None or following.startswith(_END):
-            break
-        parts.append(following)
-    return tuple(unescaped(match[1]) for match in _ELEMENT.finditer("\n".join(parts)))
+def _array(text: str, lines: Sequence[str], at: int) -> tuple[str | tuple[str, ...], int]:
+    """Read the elements of an array, which may span several lines; return them, and the number of the line behind it.
+
+    What never ends is no array but a text of a client, which autosave itself writes as it is: the lines behind it are other PVs.
+    """
+    said = [text[len(_ARRAY) :]]
+    behind = at
+    while not _closes(said[-1]):
+        if behind == len(lines) or lines[behind].startswith(_END):
+            return unescaped(text), at
+        said.append(lines[behind])
+        behind += 1
+    return tuple(unescaped(match[1]) for match in _ELEMENT.finditer("\n".join(said))), behind
+
+
+def _closes(line: str) -> bool:
+    """Whether a line of an array ends with its brace, outside of its elements."""
+    return re.search(r"\}\s*$", _ELEMENT.sub("", line)) is not None
 
 
 def requested(

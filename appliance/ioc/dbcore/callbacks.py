@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _SOFT_ALARM, _INVALID_ALARM = 15, 3
 _RECORD_FUNCTION: Final = ctypes.CFUNCTYPE(c_long, c_void_p)
 _HOOK_FUNCTION: Final = ctypes.CFUNCTYPE(None, c_int)
+_NOTHING: Final = ctypes.CFUNCTYPE(None)
 _COMMAND_FUNCTION: Final = ctypes.CFUNCTYPE(None, c_void_p)
 
 _SCALARS: Final[dict[int, Any]] = {
@@ -157,16 +158,15 @@ def register_function(name: str, function: Callable[[RecordView], int | None]) -
     _c.registryFunctionAdd(ctypes.cast(kept, c_char_p), ctypes.cast(_guarded(name, function), c_void_p))
 
 
-_nothing = ctypes.CFUNCTYPE(None)(lambda: None)
-"""A registrar that registers nothing."""
+def skip_registrar(name: str) -> None:
+    """Make a registrar of EPICS Base do nothing, because what it would register is registered already; before :func:`.boot.boot`.
 
-
-def replace_registrar(name: str) -> None:
-    """Let a ``registrar(NAME)`` of a definition register nothing, since its functions are registered here; before :func:`.boot.boot`.
-
-    EPICS finds registrars by a variable of their library. It does not register a function twice, and prints an error.
+    EPICS refuses a second function of the same name, prints a line about it, and skips what follows in that registrar.
     """
-    c_void_p.in_dll(_c.rec_std, f"pvar_func_{name}").value = ctypes.cast(_nothing, c_void_p).value
+    nothing = _NOTHING(lambda: None)
+    keep(nothing)
+    # What the declaration ``registrar(name)`` finds: a pointer to the function (epicsExportRegistrar).
+    c_void_p.in_dll(ctypes.CDLL(None), f"pvar_func_{name}").value = ctypes.cast(nothing, c_void_p).value
 
 
 #: Records of softIoc's ``-x PREFIX``, with the macro IOC; see :func:`register_exit`.

@@ -1,4 +1,4 @@
-"""Restores saved values while the IOC is initialised (dbStaticLib), as autosave does."""
+"""Restores saved values: while the IOC is initialised (dbStaticLib), as autosave does, or in running records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from appliance.ioc.dbcore.channel import DBChannel
 from appliance.ioc.dbcore.records import entry
 from appliance.ioc.dbcore.words import status_text
 
-__all__ = ["restore"]
+__all__ = ["put_saved", "restore"]
 
 
 def restore(name: str, value: str | tuple[str, ...], *, is_late: bool) -> bool:
@@ -53,18 +53,40 @@ def restore(name: str, value: str | tuple[str, ...], *, is_late: bool) -> bool:
         return True
 
 
+def put_saved(name: str, value: str | tuple[str, ...]) -> None:
+    """Put one saved value into a running record, as a client would: the record is processed if its field asks for that.
+
+    Args:
+        name: record and field.
+        value: the saved text, or the texts of an array's elements.
+
+    Raises:
+        ApplianceError: no such record or field, or a value that does not fit.
+    """
+    with DBChannel(name) as channel:
+        channel.put(_fitting(channel, value))
+
+
 def _late(name: str, value: str | tuple[str, ...]) -> None:
     with DBChannel(name) as channel:
-        new: Any = value
-        if channel.is_array:
-            texts = (value,) if isinstance(value, str) else value
-            if len(texts) > channel.elements:
-                raise OperationError(f"{name} takes {channel.elements} elements, not {len(texts)}")
-            new = texts if channel.final_type == _c.DBF_STRING else [_number(text) for text in texts]
-        elif isinstance(value, tuple):
-            new = value[0] if value else ""
+        new = _fitting(channel, value)
         with channel.locked():
             channel.put_locked(new)
+
+
+def _fitting(channel: DBChannel, value: str | tuple[str, ...]) -> Any:
+    """Return a saved value as the field takes it. Numbers stay whole: not all that 64 bits hold is a double."""
+    if channel.is_array:
+        texts = (value,) if isinstance(value, str) else value
+        if len(texts) > channel.elements:
+            raise OperationError(f"{channel.name} takes {channel.elements} elements, not {len(texts)}")
+        return texts if channel.final_type == _c.DBF_STRING else [_number(text) for text in texts]
+    if isinstance(value, tuple):
+        value = value[0] if value else ""
+    if channel.final_type == _c.DBF_ENUM and value.isdecimal():
+        # As text it could be the name of another choice.
+        return int(value)
+    return value
 
 
 def _number(text: str) -> float | int:

@@ -197,3 +197,25 @@ async def test_a_request_file_that_is_wrong_ends_the_start_with_file_and_line(fi
     async with starting_ioc("-S", "st.cmd", cwd=files) as ioc:
         assert await ioc.ended() == 1
         assert "all.req:2: a macro of $(NOSUCH):x is not defined" in ioc.log
+
+
+async def test_a_running_ioc_gets_saved_values_as_they_were_and_none_keeps_the_others_out(
+    files: Path,
+) -> None:
+    (files / "my.db").write_text(
+        RECORDS + 'record(waveform, "L:wide") { field(FTVL, "INT64") field(NELM, "2") }\n'
+        'record(mbbo, "L:digits") { field(ZRST, "1") field(ONST, "0") field(VAL, "1") }\n'
+    )
+    (files / "sav" / "some.sav").write_text(
+        '# V5.11\nL:wave @array@ { "1" "none" }\nL:wide @array@ { "9007199254740993" "-9223372036854775808" }\n'
+        "L:digits 0\nL:ao.SCAN 6\nL:text 12\n<END>\n"
+    )
+    async with running_ioc("st.cmd", cwd=files) as ioc, ioc.client() as client:
+        assert (await client.get("L:digits"))["value.index"] == 1
+        ioc.type("fdbrestore some.sav\n")
+        await ioc.printed(r"'none' is not a number(?s:.*)restored 4 values from \S*some\.sav, 1 failed")
+        assert (await client.get("L:wide"))["value"].tolist() == [9007199254740993, -9223372036854775808]
+        assert (await client.get("L:digits"))["value.index"] == 0
+        assert (await client.get("L:ao.SCAN"))["value.index"] == 6
+        assert (await client.get("L:text"))["value"] == "12"
+    assert "Traceback" not in ioc.log

@@ -261,3 +261,52 @@ async def test_another_keychain_is_used_without_a_restart_and_only_tls_clients_r
         writer.close()
         assert await ioc.stop() == 0
         assert "Traceback" not in ioc.log
+
+
+async def test_the_password_of_a_keychain_that_is_typed_or_in_a_script_is_in_no_log(files: Path) -> None:
+    (files / "st.cmd").write_text('epicsEnvSet("EPICS_PVA_TLS_KEYCHAIN", "/etc/my.p12;HIDDENone")\niocInit\n')
+    (files / "ioc.yml").write_text(
+        "databases: [{file: records.db}]\nscript: st.cmd\nconsole: console\nlog_level: DEBUG\n"
+    )
+    async with running_ioc("--config", "ioc.yml", cwd=files) as ioc:
+        reader, writer = await asyncio.open_unix_connection(str(files / "console"))
+        await reader.readuntil(b"epics> ")
+        writer.write(b'epicsEnvSet("EPICS_PVAS_TLS_KEYCHAIN","/etc/keys;HIDDEN two")\n')
+        await reader.readuntil(b"epics> ")
+        await ioc.printed("console-command")
+        writer.close()
+    assert "HIDDEN" not in ioc.log
+    assert ioc.log.count("***") >= 2
+
+
+async def test_a_command_that_does_not_end_keeps_neither_the_ioc_nor_later_commands_for_itself(
+    files: Path,
+) -> None:
+    (files / "ioc.yml").write_text("databases: [{file: records.db}]\nconsole: console\n")
+
+    async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(str(files / "console"))
+        await reader.readuntil(b"epics> ")
+        return reader, writer
+
+    async with running_ioc("--config", "ioc.yml", cwd=files) as ioc, ioc.client() as client:
+        first, second, third, last = [await opened() for _ in range(4)]
+        first[1].write(b"epicsThreadSleep 5\n")
+        await ioc.printed(": epicsThreadSleep 5")
+        for (reader, writer), value in ((second, 7), (third, 8)):
+            writer.write(b"dbpf S:one %d\n" % value)
+            said = await asyncio.wait_for(reader.readuntil(b"\n"), 30)
+            assert said.startswith(b"(waits for the command of ")
+            assert b"epicsThreadSleep 5" in said
+        # Whoever gives up must not write a minute later; whoever only has no more lines does.
+        third[1].close()
+        await third[1].wait_closed()
+        second[1].write_eof()
+        said = await asyncio.wait_for(second[0].read(), 30)
+        assert b"(it has ended)" in said
+        await ioc.printed("not run, since the console was closed meanwhile: dbpf S:one 8")
+        assert (await client.get("S:one"))["value"] == 7.0
+        last[1].write(b"epicsThreadSleep 100000\n")
+        await ioc.printed(": epicsThreadSleep 100000")
+        assert await ioc.stop() == 0
+    assert "Traceback" not in ioc.log

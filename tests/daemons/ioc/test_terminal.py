@@ -277,6 +277,37 @@ def test_lines_of_a_file_are_run_at_the_console(daemon: Path) -> None:
     assert lines[2].startswith("DBF_DOUBLE")
 
 
+def test_help_at_the_console_is_text_without_colours(daemon: Path) -> None:
+    done = subprocess.run(
+        ATTACH,
+        cwd=daemon,
+        input="help dbpvar pvxsr\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert "\ndbpvar 'record name' level\n" in done.stdout
+    assert "x1b" not in done.stdout
+
+
+def test_the_console_says_which_macro_has_no_value(daemon: Path) -> None:
+    done = subprocess.run(
+        ATTACH,
+        cwd=daemon,
+        input="echo $(NOBODY)\necho '$(NOBODY)'\necho $(NOBODY=somebody)\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    first, second, third, fourth = done.stdout.splitlines()
+    assert first.startswith("the macro NOBODY is not defined: use epicsEnvSet")
+    assert second == "(failed)"
+    assert third == "$(NOBODY)"
+    assert fourth == "somebody"
+
+
 def test_a_console_says_that_the_ioc_has_ended(daemon: Path) -> None:
     with terminal(ATTACH, daemon) as shell:
         at = shell.until("epics> ")

@@ -102,6 +102,8 @@ def test_secrets_are_taken_out_of_message_arguments_fields_and_exceptions(fmt, s
         "/etc/spva/keychain/client.token: mode 0644 lets any user read this secret",
         "cannot read /run/credentials/x/secret: Permission denied",
         "/etc/spva/client.secret: cannot read it",
+        "keychain /etc/spva/client.p12; the other one is used",
+        'write "FILE.p12;", then go on',
     ],
 )
 def test_other_text_stays(text):
@@ -128,6 +130,11 @@ def test_other_text_stays(text):
         "password: HUNTER of mine",
         "user-password: HUNTER of mine",
         "password='HUNTER of mine",
+        'epicsEnvSet("EPICS_PVAS_TLS_KEYCHAIN","/etc/my.p12;HUNTER of; mine")',
+        "epicsEnvSet EPICS_PVA_TLS_KEYCHAIN '/etc/my keys.P12;HUNTER of mine'",
+        "epicsEnvSet EPICS_PVA_TLS_KEYCHAIN,/etc/my.pfx;HUNTERx-yz",
+        "EPICS_PVA_TLS_KEYCHAIN=/etc/keychain;HUNTERxyz",
+        "cannot open /etc/my.p12;HUNTERxyz, and so on",
     ],
 )
 def test_a_value_with_the_name_of_a_secret_never_shows(text):
@@ -155,6 +162,12 @@ def test_a_peers_text_cannot_start_a_line_of_its_own():
         "token: a b",
         'token:"',
         "/token: ",
+        '".p12',
+        "'.p12;",
+        '".p12; ',
+        ".p12;a",
+        "_TLS_KEYCHAIN/",
+        "_TLS_KEYCHAIN,;",
     ],
 )
 def test_redaction_takes_time_in_proportion_to_the_text(part):
@@ -181,6 +194,10 @@ _PIECES = (
     " ",
     "=",
     "abc",
+    ".P12;",
+    "_TLS_keychain",
+    ";",
+    '"',
 )
 
 

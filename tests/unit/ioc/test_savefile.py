@@ -52,6 +52,15 @@ def test_what_is_written_is_read_back(values) -> None:
     assert written.endswith("<END>\n")
 
 
+@pytest.mark.parametrize("value", ["@array@ { ", '@array@ { "1" "2" }', "@array@", "@", "\\x40array@ {"])
+def test_no_text_of_a_client_becomes_an_array_or_takes_the_lines_of_other_pvs(value: str) -> None:
+    values = {"a:text": value, "a:number": "1.5", "a:wave": ("1", "2")}
+    written = format_saved(values.items(), program="save/restore V5.11", written="now")
+    assert dict(parse_saved(written, {}, file="x.sav").values) == values
+    as_autosave = f"# V5.9\na:text {escaped(value)}\na:number 1.5\n<END>\n"
+    assert dict(parse_saved(as_autosave, {}, file="x.sav").values)["a:number"] == "1.5"
+
+
 @given(text)
 def test_a_value_keeps_to_its_line(value: str) -> None:
     assert "\n" not in escaped(value)
