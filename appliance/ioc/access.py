@@ -158,6 +158,11 @@ class FieldAccess:
         self._principals: dict[Credentials, Principal] = {}
         self._traps = False
 
+    @property
+    def selects_puts(self) -> bool:
+        """Whether any rule says that puts are logged (TRAPWRITE)."""
+        return self._traps
+
     # -- life ----------------------------------------------------------------------------------------
 
     def attach(self, stream: EventStream) -> None:

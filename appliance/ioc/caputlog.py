@@ -42,6 +42,7 @@ _WAITING: Final = 64 << 20
 """Octets of values that wait to become lines, at most: a disk may stand still while large arrays are put."""
 _PAUSE_S: Final = 5.0
 _BURST_S: Final = 5.0
+_TIME_FORMAT: Final = "%d-%b-%y %H:%M:%S"
 _LONGEST_BURST_S: Final = 60.0
 """A burst that goes on has a line after this time, or after the burst's time if that is longer: who reads the log must see it."""
 _END_S: Final = 5.0
@@ -304,7 +305,7 @@ class CaPutLog:
         self.is_json = False
         self.mode = ON_CHANGE
         self.burst_s = _BURST_S
-        self.time_format = "%d-%b-%y %H:%M:%S"
+        self.time_format = _TIME_FORMAT
         self.prefix = ""
         """Begins each line for a server."""
         self.metadata: dict[str, str] = {}
@@ -336,6 +337,17 @@ class CaPutLog:
             raise ApplianceError(f"{mode} is no configuration of caPutLog: -1, 0, 1 or 2")
         self.mode = mode
         self.burst_s = burst_s if burst_s > 0 and math.isfinite(burst_s) else _BURST_S
+
+    def without_effect(self) -> list[str]:
+        """Return what is set and has no effect, each with the reason."""
+        found = []
+        if self.mode == NONE:
+            found.append("nothing is logged: the configuration is -1, and caPutLogReconf changes it")
+        if self.is_json and self.time_format != _TIME_FORMAT:
+            found.append("the form of date and time has no effect: lines of JSON have their own")
+        if self.metadata and not self.is_json:
+            found.append(f"the property {next(iter(self.metadata))!r} has no effect: lines of text have none")
+        return found
 
     def add_metadata(self, name: str, value: str) -> None:
         """Add a property to each line of JSON.

@@ -32,6 +32,7 @@ __all__ = [
 _Name = Annotated[str, Meta(min_length=1, max_length=64)]
 _Organization = Annotated[str, Meta(min_length=1, max_length=64)]
 OnError = Literal["stop", "continue"]
+_BURST_S: Final = 5.0
 _Macros = dict[_Name, Annotated[str, Meta(max_length=4096)]]
 
 
@@ -97,7 +98,7 @@ class CaPutLogSettings(Settings, frozen=True, kw_only=True):
     """The form of the lines: that of `caPutLogInit`, or that of `caPutJsonLogInit`."""
     mode: Literal["changes", "all", "unfiltered"] = "changes"
     """`changes`: not puts of the same value; `all`: these too, both with bursts combined; `unfiltered`: every single put."""
-    burst_timeout: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    burst_timeout: Annotated[float, Meta(gt=0, le=3600)] = _BURST_S
     """Seconds without a put after which a burst is over."""
 
 
@@ -154,6 +155,10 @@ class IocConfig(Settings, frozen=True, kw_only=True):
         if self.ca_put_log is not None:
             if not self.ca_put_log.servers and not self.ca_put_log.file:
                 raise ValueError("ca_put_log: name servers, or a file")
+            if self.ca_put_log.mode == "unfiltered" and self.ca_put_log.burst_timeout != _BURST_S:
+                raise ValueError(
+                    "ca_put_log.burst_timeout: it has no effect with mode unfiltered, which combines no bursts; remove it"
+                )
             try:
                 parse_servers(" ".join(self.ca_put_log.servers))
             except ConfigurationError as error:

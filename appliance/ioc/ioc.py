@@ -173,7 +173,11 @@ class Ioc:
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
         # It may wait for log servers, and clients are served meanwhile.
         self._stack.push_async_callback(asyncio.to_thread, self.put_log.close)
-        register_put_log(self.put_log.ca_put_log, lambda: self.loading.access_step is not None)
+        register_put_log(
+            self.put_log.ca_put_log,
+            lambda: self.loading.access_step is not None,
+            lambda: self.access.selects_puts,
+        )
         if plan.ca_put_log is not None:
             start_put_log(self.put_log.ca_put_log, plan.ca_put_log)
         self._server = await self._stack.enter_async_context(
@@ -265,6 +269,7 @@ class Ioc:
             self.policy.attach(self.records, self.groups)
             self.access.attach(self.stream)
             await self.access.report()
+            self._report_unlogged()
         except ApplianceError as error:
             self._failure = error
             _log.critical("no record is served: %s", error)
@@ -274,6 +279,20 @@ class Ioc:
         self._start_links()
         self.attached = True
         await self._announce(self.records, self.groups)
+
+    def _report_unlogged(self) -> None:
+        """Say that a log of puts stays empty."""
+        plan = self.plan
+        logs = [
+            name for name, is_set in (("put_log", plan.put_log), ("ca_put_log", plan.ca_put_log)) if is_set
+        ]
+        if logs and not self.access.selects_puts:
+            why = (
+                "no rule of the access security file has TRAPWRITE"
+                if self.loading.access_step is not None
+                else "there is no access security file, whose rules select them (TRAPWRITE)"
+            )
+            _log.warning("%s: no put is logged: %s", " and ".join(logs), why)
 
     def _start_links(self) -> None:
         assert self.records is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -28,11 +29,14 @@ PUT_LOG_COMMANDS: Final = (
 )
 """The commands of :func:`register_put_log`."""
 
+_log: Final = logging.getLogger(__name__)
 _VARIABLES: Final = {
     "caPutLog": "EPICS_CA_PUT_LOG_ADDR",
     "caPutJsonLog": "EPICS_CA_JSON_PUT_LOG_ADDR",
 }
 """Beginnings of the commands, and the variables that name servers."""
+_PVS: Final = {"caPutLog": "EPICS_AS_PUT_LOG_PV", "caPutJsonLog": "EPICS_AS_PUT_JSON_LOG_PV"}
+"""The variables that name a PV to which caPutLog writes its lines."""
 
 
 def start_put_log(log: CaPutLog, plan: CaPutLogPlan) -> None:
@@ -47,14 +51,27 @@ def start_put_log(log: CaPutLog, plan: CaPutLogPlan) -> None:
         log.write_file(plan.file)
     if plan.servers:
         log.add_servers(parse_servers(plan.servers))
+    _report(log, "ca_put_log")
 
 
-def register_put_log(log: CaPutLog, has_rules: Callable[[], bool]) -> None:
+def _report(log: CaPutLog, what: str) -> None:
+    """Log what has no effect."""
+    variable = _PVS["caPutJsonLog" if log.is_json else "caPutLog"]
+    if dbcore.environment_value(variable):
+        _log.warning(
+            "%s: %s has no effect: puts are logged to servers and to a file, and to no PV", what, variable
+        )
+    for each in log.without_effect():
+        _log.warning("%s: %s", what, each)
+
+
+def register_put_log(log: CaPutLog, has_rules: Callable[[], bool], selects_puts: Callable[[], bool]) -> None:
     """Add the commands.
 
     Args:
         log: The log.
         has_rules: Tells whether there is an access security file, without which no put is selected.
+        selects_puts: Tells whether a rule of it selects puts.
     """
     add: Any = dbcore.register_command
     add(
@@ -65,7 +82,7 @@ def register_put_log(log: CaPutLog, has_rules: Callable[[], bool]) -> None:
         add(
             f"{kind}Init",
             [("host[:port] ...", str), ("config", int), ("burst timeout", float)],
-            partial(_init, log, kind, has_rules),
+            partial(_init, log, kind, has_rules, selects_puts),
             f"Log puts to servers; without one to {variable}. config: -1 none, 0 changes, 1 all, 2 no bursts.\n",
         )
         add(
@@ -78,7 +95,7 @@ def register_put_log(log: CaPutLog, has_rules: Callable[[], bool]) -> None:
         add(
             f"{kind}SetBurstTimeout",
             [("seconds", float)],
-            lambda seconds: log.configure(log.mode, seconds),
+            partial(_burst, log, kind),
             "Seconds without a put after which a burst is over.\n",
         )
     add(
@@ -115,7 +132,13 @@ def check_start(
 
 
 def _init(
-    log: CaPutLog, kind: str, has_rules: Callable[[], bool], servers: str | None, mode: int, burst_s: float
+    log: CaPutLog,
+    kind: str,
+    has_rules: Callable[[], bool],
+    selects_puts: Callable[[], bool],
+    servers: str | None,
+    mode: int,
+    burst_s: float,
 ) -> None:
     is_running = dbcore.ioc_state() is dbcore.IocState.RUNNING
     where = check_start(kind, servers, is_running=is_running, has_rules=has_rules())
@@ -125,6 +148,9 @@ def _init(
     log.is_json = is_json
     log.configure(mode, burst_s)
     log.add_servers(where)
+    _report(log, f"{kind}Init")
+    if not selects_puts():
+        _log.warning("%sInit: no put is logged: no rule of the access security file has TRAPWRITE", kind)
 
 
 def _running(log: CaPutLog, kind: str) -> None:
@@ -137,6 +163,13 @@ def _running(log: CaPutLog, kind: str) -> None:
 def _reconfigure(log: CaPutLog, kind: str, mode: int, burst_s: float) -> None:
     _running(log, kind)
     log.configure(mode, burst_s or log.burst_s)
+    _report(log, f"{kind}Reconf")
+
+
+def _burst(log: CaPutLog, kind: str, seconds: float) -> None:
+    log.configure(log.mode, seconds)
+    if log.burst_s != seconds:
+        _log.warning("%sSetBurstTimeout: %s is no time: it is %s s now", kind, seconds, log.burst_s)
 
 
 def _show(log: CaPutLog, kind: str, _level: int) -> None:
@@ -149,12 +182,16 @@ def _format(log: CaPutLog, form: str | None) -> None:
     if not form or "\n" in form:
         raise ApplianceError('usage: caPutLogSetTimeFmt("%d-%b-%y %H:%M:%S")')
     log.time_format = form
+    if log.is_running:
+        _report(log, "caPutLogSetTimeFmt")
 
 
 def _metadata(log: CaPutLog, name: str | None, value: str | None) -> None:
     if not name or value is None:
         raise ApplianceError("usage: caPutJsonLogAddMetadata(property, value)")
     log.add_metadata(name, value)
+    if log.is_running:
+        _report(log, "caPutJsonLogAddMetadata")
 
 
 def _prefix(log: CaPutLog, prefix: str | None) -> None:

@@ -6,10 +6,10 @@ They are called in the shell's thread. Their data belongs to the event loop, so 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol, TypeVar
 
-from appliance.daemon.logging import add_levels, reset_levels
+from appliance.daemon.logging import add_levels, one_line, reset_levels
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.counts import instance_counts
@@ -80,6 +80,12 @@ class ShellHost(Protocol):
         """Return a report of the PVA links of matching records. Level 1: lost PVs; 2: all PVs; 5: their links."""
 
 
+def _print(lines: Iterable[str]) -> None:
+    """Print the lines of a report; names in them come from clients and must not make other lines."""
+    for line in lines:
+        shell_print(one_line(line))
+
+
 class _Commands:
     def __init__(self, host: ShellHost) -> None:
         self.host = host
@@ -97,20 +103,21 @@ class _Commands:
         asyncio.run_coroutine_threadsafe(self.host.reload_access(), self.host.loop).result(_WAIT_S)
 
     def dump(self) -> None:
-        for line in self.ask(self.host.access_lines):
-            shell_print(line)
+        _print(self.ask(self.host.access_lines))
 
     def report(self, level: int) -> None:
-        for line in self.ask(lambda: self.host.server_lines(level)):
-            shell_print(line)
+        _print(self.ask(lambda: self.host.server_lines(level)))
+
+    @staticmethod
+    def channel_access(level: int) -> None:
+        if text := dbcore.server_report(level, one_line):
+            shell_print(text.removesuffix("\n"))
 
     def names(self, details: int) -> None:
-        for line in self.ask(lambda: self.host.name_lines(details)):
-            shell_print(line)
+        _print(self.ask(lambda: self.host.name_lines(details)))
 
     def information(self) -> None:
-        for line in self.host.information_lines():
-            shell_print(line)
+        _print(self.host.information_lines())
 
     @staticmethod
     def log_levels(levels: str | None) -> None:
@@ -125,8 +132,7 @@ class _Commands:
 
     def reconfigure(self) -> None:
         done = asyncio.run_coroutine_threadsafe(self.host.reconfigure(), self.host.loop).result(_LONG_WAIT_S)
-        for line in done:
-            shell_print(line)
+        _print(done)
         self.report(0)
 
     @staticmethod
@@ -148,12 +154,10 @@ class _Commands:
         self.saved = {}
 
     def groups(self, level: int, pattern: str | None) -> None:
-        for line in self.ask(lambda: self.host.group_lines(level, pattern or "")):
-            shell_print(line)
+        _print(self.ask(lambda: self.host.group_lines(level, pattern or "")))
 
     def links(self, pattern: str | None, level: int) -> None:
-        for line in self.ask(lambda: self.host.link_lines(level, pattern or "")):
-            shell_print(line)
+        _print(self.ask(lambda: self.host.link_lines(level, pattern or "")))
 
 
 def register_commands(host: ShellHost) -> None:
@@ -166,6 +170,8 @@ def register_commands(host: ShellHost) -> None:
         commands.init,
         "Read the access security file again; a wrong file changes nothing.\n",
     )
+    if dbcore.serves_channel_access():
+        add("casr", [("level", int)], _Commands.channel_access, "Channel Access server report.\n")
     add("asdbdump", [], commands.dump, "Show the access security rules in force.\n")
     add("asprules", [], commands.dump, "Show the access security rules in force.\n")
     add("pvxsr", [("level", int)], commands.report, "Server report: 0 addresses, 1 clients, 2 channels.\n")

@@ -71,6 +71,17 @@ def _serve() -> None:
         print(json.dumps(answer(command, name, rest)), flush=True)
 
 
+def server_variables(port: int) -> dict[str, str]:
+    """Let an IOC serve Channel Access at this port of 127.0.0.1, and look for nobody else's."""
+    return {
+        "EPICS_CAS_SERVER_PORT": str(port),
+        "EPICS_CAS_INTF_ADDR_LIST": "127.0.0.1",
+        "EPICS_CAS_AUTO_BEACON_ADDR_LIST": "NO",
+        "EPICS_CA_AUTO_ADDR_LIST": "NO",
+        "EPICS_CA_ADDR_LIST": "",
+    }
+
+
 @asynccontextmanager
 async def ca_client(port: int, repeater: int) -> AsyncIterator[Any]:
     """``ask = ...; await ask("get name")`` of the IOC at ``port`` of 127.0.0.1."""

@@ -98,6 +98,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_function,
     skip_registrar,
 )
+from appliance.ioc.dbcore.casr import server_report
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
 from appliance.ioc.dbcore.events import (
@@ -217,6 +218,7 @@ __all__ = [
     "register_function",
     "register_support",
     "restore",
+    "server_report",
     "serves_channel_access",
     "set_access_file",
     "set_log_prefix",

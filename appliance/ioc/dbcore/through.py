@@ -23,6 +23,8 @@ _libc.setvbuf.argtypes = (c_void_p, c_char_p, c_int, c_size_t)
 _set_stdout: Final = _c.com.epicsSetThreadStdout
 _set_stdout.argtypes = (c_void_p,)
 _set_stdout.restype = None
+_get_stdout: Final = _c.com.epicsGetThreadStdout
+_get_stdout.restype = c_void_p
 _BY_LINE: Final = 1
 """_IOLBF: what a command prints appears at once, line by line."""
 _PIECE: Final = 65536
@@ -49,11 +51,12 @@ def printed_through(write: Callable[[str], None]) -> Iterator[None]:
 
     thread = threading.Thread(target=pass_on, name="shell output", daemon=True)
     thread.start()
+    before = _get_stdout()
     _set_stdout(stream)
     try:
         yield
     finally:
-        _set_stdout(None)
+        _set_stdout(before)
         _libc.fclose(stream)
         thread.join()
         os.close(reading)

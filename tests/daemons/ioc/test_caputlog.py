@@ -170,6 +170,48 @@ async def test_the_configuration_names_servers_and_a_file(tmp_path: Path) -> Non
     assert (first["pv"], first["new"], first["old"], last["pv"]) == ("LAB:ao", 2.0, 1.0, "LAB:end")
 
 
+async def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    with closing(LogServer()) as server:
+        at = f"127.0.0.1:{server.port}"
+        script = (
+            f'epicsEnvSet EPICS_AS_PUT_LOG_PV "nowhere"\ncaPutJsonLogAddMetadata beamline B07\n{SCRIPT}'
+            f'caPutLogInit "{at}" -1\n'
+        )
+        async with ioc_with(tmp_path, script) as (ioc, _):
+            await ioc.printed(
+                "caPutLogInit: EPICS_AS_PUT_LOG_PV has no effect: puts are logged to servers and"
+            )
+            await ioc.printed("caPutLogInit: nothing is logged: the configuration is -1")
+            await ioc.printed("caPutLogInit: the property 'beamline' has no effect: lines of text have none")
+            ioc.type("caPutLogSetBurstTimeout 0\n")
+            await ioc.printed(r"caPutLogSetBurstTimeout: 0\.0 is no time: it is 5\.0 s now")
+            assert "TRAPWRITE" not in ioc.log
+        (tmp_path / "rules.acf").write_text("ASG(DEFAULT) { RULE(1, WRITE) }\n")
+        (tmp_path / "st.cmd").write_text(f'{SCRIPT}caPutJsonLogInit "{at}" 0\n')
+        async with running_ioc("st.cmd", cwd=tmp_path) as ioc:
+            await ioc.printed(
+                "caPutJsonLogInit: no put is logged: no rule of the access security file has TRAPWRITE"
+            )
+            ioc.type("caPutLogSetTimeFmt %H\n")
+            await ioc.printed("caPutLogSetTimeFmt: the form of date and time has no effect: lines of JSON")
+            ioc.type("var caPutLogDebug 1\n")
+            await ioc.printed("this IOC has no variable 'caPutLogDebug'")
+
+
+@pytest.mark.parametrize("rules", [None, "ASG(DEFAULT) { RULE(1, WRITE) }\n", RULES])
+async def test_logs_of_puts_that_stay_empty_are_told(tmp_path: Path, rules: str | None) -> None:
+    (tmp_path / "records.db").write_text(RECORDS)
+    (tmp_path / "rules.acf").write_text(rules or "")
+    (tmp_path / "ioc.yml").write_text(
+        "databases: [{file: records.db}]\nput_log: sealed.log\nca_put_log: {file: puts.log}\n"
+        + ("acf: {file: rules.acf}\n" if rules else "")
+    )
+    async with running_ioc("--config", "ioc.yml", cwd=tmp_path) as ioc:
+        why = "no rule of the access" if rules else "there is no access"
+        told = f"put_log and ca_put_log: no put is logged: {why} security file"
+        assert (told in ioc.log) is (rules != RULES), ioc.log
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -180,6 +222,10 @@ async def test_the_configuration_names_servers_and_a_file(tmp_path: Path) -> Non
             "nowhere/puts.log: ca_put_log.file: cannot be written: No such file or directory",
         ),
         ("{file: puts.log, mode: some}", "ca_put_log.mode"),
+        (
+            "{file: puts.log, mode: unfiltered, burst_timeout: 9}",
+            "ca_put_log.burst_timeout: it has no effect",
+        ),
     ],
 )
 async def test_wrong_settings_are_one_sentence(tmp_path: Path, settings: str, sentence: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.ca_client import ca_client
+from tests.helpers.ca_client import ca_client, server_variables
 from tests.helpers.ioc_process import IocProcess, running_ioc, starting_ioc
 from tests.helpers.ports import free_port
 
@@ -74,16 +74,6 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def environment(port: int) -> dict[str, str]:
-    return {
-        "EPICS_CAS_SERVER_PORT": str(port),
-        "EPICS_CAS_INTF_ADDR_LIST": "127.0.0.1",
-        "EPICS_CAS_AUTO_BEACON_ADDR_LIST": "NO",
-        "EPICS_CA_AUTO_ADDR_LIST": "NO",
-        "EPICS_CA_ADDR_LIST": "",
-    }
-
-
 @asynccontextmanager
 async def both(files: Path, text: str, **variables: str) -> AsyncIterator[tuple[IocProcess, Any]]:
     """The IOC with a configuration, and a Channel Access client of it."""
@@ -91,7 +81,7 @@ async def both(files: Path, text: str, **variables: str) -> AsyncIterator[tuple[
     config.write_text(f"channel_access: true\n{text}")
     port = free_port()
     async with (
-        running_ioc("--config", config, cwd=files, **environment(port), **variables) as ioc,
+        running_ioc("--config", config, cwd=files, **server_variables(port), **variables) as ioc,
         ca_client(port, free_port()) as ask,
     ):
         yield ioc, ask
@@ -192,7 +182,14 @@ async def test_a_definition_that_brings_channel_access_brings_the_rules_with_it(
     port = free_port()
     async with (
         running_ioc(
-            "-S", "-D", definition, "-a", files / "rules.acf", "-d", files / "records.db", **environment(port)
+            "-S",
+            "-D",
+            definition,
+            "-a",
+            files / "rules.acf",
+            "-d",
+            files / "records.db",
+            **server_variables(port),
         ),
         ca_client(port, free_port()) as ask,
     ):
@@ -203,7 +200,7 @@ async def test_a_definition_that_brings_channel_access_brings_the_rules_with_it(
 async def test_channel_access_can_be_switched_off_by_its_variable(files: Path) -> None:
     port = free_port()
     (files / "ioc.yml").write_text("channel_access: true\n" + WITH_RULES)
-    variables = {**environment(port), "EPICS_IOC_IGNORE_SERVERS": "rsrv"}
+    variables = {**server_variables(port), "EPICS_IOC_IGNORE_SERVERS": "rsrv"}
     async with running_ioc("--config", files / "ioc.yml", cwd=files, **variables) as ioc:
         with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
             pass
@@ -221,7 +218,7 @@ async def test_rules_that_channel_access_could_not_obey_stop_the_start(
     (files / "rules.acf").write_text(rules)
     (files / "ioc.yml").write_text("channel_access: true\n" + WITH_RULES)
     for arguments in (["--config", "ioc.yml"], ["--config", "ioc.yml", "--check-config"]):
-        async with starting_ioc(*arguments, cwd=files, **environment(free_port())) as ioc:
+        async with starting_ioc(*arguments, cwd=files, **server_variables(free_port())) as ioc:
             assert await ioc.ended() == 1
             assert words in ioc.log
             assert "Traceback" not in ioc.log

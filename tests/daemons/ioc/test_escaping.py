@@ -12,7 +12,9 @@ import pytest
 
 from appliance.client import Context
 from appliance.errors import ApplianceError
+from tests.helpers.ca_client import server_variables
 from tests.helpers.ioc_process import environment, running_ioc
+from tests.helpers.ports import free_port
 from tests.helpers.raw import RawClient, message
 
 RECORDS = """
@@ -65,6 +67,49 @@ async def test_what_epics_reports_of_a_clients_value_is_escaped_and_bounded(reco
         await ioc.printed("more messages of EPICS in these 10 s are not logged")
         assert CONTROL.search(ioc.log) is None
         assert ioc.log.count("EPICS: ") <= 60
+
+
+FORGED = "guest', V4.13, Priority = 0, 0 Channels\n    TCP client at 10.0.0.9:99 '10.0.0.9:99':\n\tUser 'root"
+
+
+async def test_names_of_channel_access_clients_make_no_lines_in_casr(records: Path) -> None:
+    port = free_port()
+    console = records.parent / "console"
+    (records.parent / "ioc.yml").write_text(
+        f"databases: [{{file: {records}}}]\nchannel_access: true\nconsole: {console}\n"
+    )
+    async with running_ioc("--config", records.parent / "ioc.yml", **server_variables(port)) as ioc:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for name in (FORGED, "plain"):
+            # CA_PROTO_VERSION, CA_PROTO_CLIENT_NAME, CA_PROTO_CREATE_CHAN
+            channel = b'x.{"dbnd":\n{"abs":1}}' if name == FORGED else b"x.A"
+            for command, text in ((0, b""), (20, name.encode()), (18, channel)):
+                body = text + bytes(8 - len(text) % 8) if text else b""
+                numbers = (1, 13) if command == 18 else (0, 0)
+                writer.write(struct.pack(">HHHHII", command, len(body), 0, 13, *numbers) + body)
+            if name == FORGED:
+                other = writer
+                first = reader
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for stream in (first, reader):
+            answer = b""
+            while b"\0\x12" not in answer:
+                answer += await asyncio.wait_for(stream.read(4096), 30)
+        shell, typing = await asyncio.open_unix_connection(console)
+        typing.write(b"casr 2\n")
+        await shell.readuntil(b"epics> ")
+        said = (await asyncio.wait_for(shell.readuntil(b"epics> "), 30)).decode()
+        lines = said.splitlines()
+        assert "2 clients connected:" in lines
+        assert len([line for line in lines if line.startswith("    TCP client at ")]) == 2, said
+        users = [line for line in lines if line.startswith("\tUser ")]
+        assert [user.split(", V")[0] for user in users[:1]] == [r"\tUser 'guest'".replace(r"\t", "\t")]
+        assert r"Channels\n    TCP client at 10.0.0.9:99" in users[0]
+        assert users[1].startswith("\tUser 'plain', V4.13, Priority = 0, 1 Channel")
+        assert r"""Channel: 'x.{"dbnd":\n{"abs":1}}'""" in said
+        for each in (other, writer, typing):
+            each.close()
+        assert "Traceback" not in ioc.log
 
 
 async def test_the_shell_still_says_what_went_wrong(records: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from appliance.client import Context
 from appliance.daemon.audit import verify_file
 from appliance.errors import ApplianceError
-from tests.helpers.ca_client import ca_client
+from tests.helpers.ca_client import ca_client, server_variables
 from tests.helpers.ioc_process import IocProcess, running_ioc
 from tests.helpers.ports import free_port
 from tests.helpers.raw import RawClient, message, text
@@ -303,14 +303,7 @@ async def test_a_setting_lets_puts_be_done_while_the_log_cannot_be_written(tmp_p
 async def logged_channel_access(folder: Path) -> AsyncIterator[tuple[Logged, Context, int, int]]:
     """As ``logged``; also the IOC's port of Channel Access, and one that nobody's repeater has."""
     port = free_port()
-    variables = {
-        "EPICS_CAS_SERVER_PORT": str(port),
-        "EPICS_CAS_INTF_ADDR_LIST": "127.0.0.1",
-        "EPICS_CAS_AUTO_BEACON_ADDR_LIST": "NO",
-        "EPICS_CA_AUTO_ADDR_LIST": "NO",
-        "EPICS_CA_ADDR_LIST": "",
-    }
-    async with logged(folder, "channel_access: true\n", **variables) as (log, client):
+    async with logged(folder, "channel_access: true\n", **server_variables(port)) as (log, client):
         yield log, client, port, free_port()
 
 
