@@ -541,11 +541,17 @@ def _set_stamp(record: int, stamp: tuple[int, int, int]) -> None:
 
 
 def _guarded(function: Callable[..., Any], result: Any, failed: int) -> Callable[..., Any]:
+    told: set[str] = set()
+
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except Exception:  # noqa: BLE001 - an exception must not enter C
-            _log.exception("link support failed in %s", function.__name__)
+        except Exception as error:  # noqa: BLE001 - an exception must not enter C
+            # Records may call many times a second: each kind of failure is told once.
+            kind = type(error).__name__
+            level = logging.DEBUG if kind in told else logging.ERROR
+            told.add(kind)
+            _log.log(level, "link support failed in %s", function.__name__, exc_info=True)
             return None if result is None else failed
 
     return call

@@ -67,7 +67,9 @@ class RemoteSource:
         """Subscribe."""
         self._again = None
         key = self._channel.key
-        options = f"record[queueSize={key.queue_size},pipeline={'true' if key.pipeline else 'false'}]"
+        pipeline = "true" if key.pipeline else "false"
+        # As pvxs: the members of a group belong together for the records that read them.
+        options = f"record[queueSize={key.queue_size},pipeline={pipeline},atomic=true]"
         if key.pipeline:
             # The server sends more when an update was taken, so updates are taken only while there is room.
             self._monitor = self._context.monitor(key.name, options, notify=True)
