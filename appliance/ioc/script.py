@@ -41,6 +41,8 @@ class ScriptRunner:
         """File and line of the command that runs."""
         self.failures: list[ConfigurationError] = []
         """The failures after which the script continued."""
+        self.is_stopped = False
+        """Whether the IOC ends: no further command is run. Set by any thread."""
 
     def run(self, path: str) -> None:
         """Run a script; blocks.
@@ -62,7 +64,7 @@ class ScriptRunner:
             if not line or line.startswith("#"):
                 continue
             words = words_of(line)
-            if words[:1] == ["exit"]:
+            if words[:1] == ["exit"] or self.is_stopped:
                 break
             if words[:2] == ["on", "error"]:
                 on_error = _POLICIES.get(words[2] if len(words) > 2 else "", on_error)
