@@ -58,7 +58,7 @@ class RemoteSource:
         self._monitor: Monitor[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._putting: PutRequest | None = None
+        self._putting: dict[PutRequest, None] = {}
         self._last: Value | None = None
         self._is_held = False
         self._has_room = asyncio.Event()
@@ -142,22 +142,22 @@ class RemoteSource:
             return value
 
         def done(error: Exception | None) -> None:
-            if self._putting is not request:
+            if request not in self._putting:
                 return
-            self._putting = None
+            del self._putting[request]
             lost = isinstance(error, ChannelClosedError)
-            self._channel.put_done("" if error is None else str(error), lost=lost, faults=faults)
+            self._channel.put_done(batch, "" if error is None else str(error), lost=lost, faults=faults)
 
         channel = self._context.channel(self._channel.key.name)
         prepared = self._context._prepared(batch.request).value
         request = PutRequest(channel, _PutWaiter(done), prepared, build, get=batch.needs_present)
-        self._putting = request
+        self._putting[request] = None
         channel.add(request)
 
     def abandon(self) -> None:
-        """Stop the put that runs."""
-        request, self._putting = self._putting, None
-        if request is not None:
+        """Stop the puts that run."""
+        putting, self._putting = self._putting, {}
+        for request in putting:
             request.cancel()
 
     def close(self) -> None:
@@ -260,8 +260,14 @@ class RemoteClient:
         """Use a client with other settings from now on; each link connects again, once."""
         self._opener = opener
         former = self._opened
-        if opened is None or former is None:
+        if former is None:
+            # It is opened with these settings when it is needed.
+            if opened is not None:
+                await opened.stack.aclose()
             return
+        if opened is None:
+            # It was opened with the former settings after open_another had been called.
+            opened = await _open(opener)
         self._opened = opened
         for channel, source in list(self._sources.items()):
             channel.lost(_OTHER_CLIENT)

@@ -452,6 +452,33 @@ async def test_pvxreconfigure_gives_links_and_inputs_the_new_keychain_with_one_c
         writer.close()
 
 
+async def test_settings_that_change_while_the_client_is_opened_are_those_that_count() -> None:
+    opened: list[str] = []
+    gates = {"first": asyncio.Event(), "second": asyncio.Event()}
+
+    def opener(name: str) -> Any:
+        @asynccontextmanager
+        async def opening() -> AsyncIterator[Any]:
+            await gates[name].wait()
+            opened.append(name)
+            yield object()
+
+        return opening
+
+    client = RemoteClient(opener("first"))
+    channel = LinkChannel(ChannelKey("pv", 4, False, False), _Owner())
+    client.connect(channel)
+    client.forget(channel)
+    # None is open yet, so no other one is opened; then the first one is.
+    assert await client.open_another(opener("second")) is None
+    gates["first"].set()
+    await until(lambda: opened == ["first"])
+    gates["second"].set()
+    await client.use(opener("second"), None)
+    assert opened == ["first", "second"]
+    await client.close()
+
+
 class _Owner:
     """A channel without an IOC."""
 
