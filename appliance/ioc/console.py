@@ -18,6 +18,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -150,7 +151,7 @@ class Console:
                 return
             try:
                 self._runs = f"{who}: {command}"
-                ok, text = await _in_thread(lambda: captured_line(command))
+                ok, text = await _in_thread(partial(captured_line, command))
             finally:
                 self._one.release()
             writer.write(plain(text).encode())
@@ -181,7 +182,7 @@ class Console:
         """Answer a question for completions; it is no command and not logged."""
         text, _, typed = line.decode("utf-8", "replace").strip("\r\n")[1:].partition("\t")
         async with self._one:
-            found = await _in_thread(lambda: self._completer.found(text, typed))
+            found = await _in_thread(partial(self._completer.found, text, typed))
         writer.write("".join(f"{each}\n" for each in found if each.isprintable()).encode())
 
     async def stop(self) -> None:

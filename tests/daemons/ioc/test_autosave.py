@@ -199,7 +199,9 @@ async def test_a_request_file_that_is_wrong_ends_the_start_with_file_and_line(fi
         assert "all.req:2: a macro of $(NOSUCH):x is not defined" in ioc.log
 
 
-async def test_a_running_ioc_gets_saved_values_as_they_were_and_none_keeps_the_others_out(files: Path) -> None:
+async def test_a_running_ioc_gets_saved_values_as_they_were_and_none_keeps_the_others_out(
+    files: Path,
+) -> None:
     (files / "my.db").write_text(
         RECORDS + 'record(waveform, "L:wide") { field(FTVL, "INT64") field(NELM, "2") }\n'
         'record(mbbo, "L:digits") { field(ZRST, "1") field(ONST, "0") field(VAL, "1") }\n'

@@ -166,7 +166,9 @@ async def test_what_only_calls_itself_an_enumeration_is_an_alarm_and_no_tracebac
     """
     async with linked(tmp_path / "a.db", text, udp) as records:
         for index, choices in ((STRING, ArrayType(STRING)), (ArrayType(INT32), FLOAT64), (INT32, FLOAT64)):
-            value = Value(StructType([("value", StructType([("index", index), ("choices", choices)], "enum_t"))]))
+            value = Value(
+                StructType([("value", StructType([("index", index), ("choices", choices)], "enum_t"))])
+            )
             async with serving({"far": SharedPV.mailbox(value)}, udp):
                 await records.shows("dbpvar", "in", 2, "", "far conn=T")
                 await records.becomes("again.AMSG", lambda said: "has no value" in said)

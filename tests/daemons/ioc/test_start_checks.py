@@ -381,13 +381,13 @@ async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:
 @pytest.mark.parametrize(
     "hidden",
     [
-        "$(RUN) \"COMMAND\"",
-        "$(OTHER=system) \"COMMAND\"",
+        '$(RUN) "COMMAND"',
+        '$(OTHER=system) "COMMAND"',
         "iocshCmd \"system 'COMMAND'\"",
-        "iocshRun \"system 'COMMAND'\", \"A=B\"",
-        "iocshCmd \"iocInit\"\niocshCmd \"system 'COMMAND'\"",
-        "$(OTHER=iocInit)\n$(RUN) \"COMMAND\"",
-        "iocshCmd \"epicsEnvShow RUN >>told\"",
+        'iocshRun "system \'COMMAND\'", "A=B"',
+        'iocshCmd "iocInit"\niocshCmd "system \'COMMAND\'"',
+        '$(OTHER=iocInit)\n$(RUN) "COMMAND"',
+        'iocshCmd "epicsEnvShow RUN >>told"',
     ],
 )
 async def test_what_acts_outside_runs_once_however_a_script_says_it(hidden: str, files: Path) -> None:

@@ -468,7 +468,7 @@ def test_a_file_that_was_closed_while_the_disk_stood_still_leaves_others_alone(t
     other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
     try:
         assert other == number
-        with pytest.raises(OSError):  # noqa: PT011 - which one is the system's
+        with pytest.raises(OSError):
             file.write(b"two\n")
         assert os.fstat(other).st_size == 0
     finally:
