@@ -256,6 +256,13 @@ class _Watch:
 
     def judge(self) -> None:
         """Tell the connection its state, if that has changed."""
+        try:
+            self._judge()
+        except Exception:  # noqa: BLE001 - any doubt is less access
+            _log.exception("%s: judging the status of the certificate failed", self.name)
+            self._verdict(Verdict(StatusClass.BAD, "the status of a certificate could not be judged"))
+
+    def _judge(self) -> None:
         gate = self._gate
         own, peer = gate.own, self.peer
         parties: list[tuple[str, Following]] = []

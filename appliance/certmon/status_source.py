@@ -355,7 +355,10 @@ class _Follower:
         elif before == status:
             return
         for following in list(self.followings):
-            following.changed()
+            try:
+                following.changed()
+            except Exception:  # noqa: BLE001 - the others must learn that the certificate was revoked
+                _log.exception("%s: telling the status failed", self.ref)
 
 
 def _authority(certificate: x509.Certificate) -> bytes:

@@ -157,8 +157,8 @@ class TLSManager(ABC):
         status = self._own.status
         if status.delivered:
             self._heard.set()
-        self._watch_renewal(status)
         self.gate.own_changed()
+        self._watch_renewal(status)
         self.changed()
 
     def _watch_renewal(self, status: CertStatus) -> None:

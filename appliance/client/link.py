@@ -524,5 +524,10 @@ class ServerLink:
         if self.stream is not None:
             self.stream.cut(SecurityError(f"{self.peer}: {verdict.message}"))
 
+    def broken(self, error: Exception) -> None:
+        """End the connection at once: a defect has stopped its work."""
+        if self.stream is not None:
+            self.stream.broken(error)
+
     def __repr__(self) -> str:
         return f"<ServerLink {self.name} {len(self.channels)} channels>"

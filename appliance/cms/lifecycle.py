@@ -614,7 +614,10 @@ class Lifecycle:
 
     def _tell(self, record: CertRecord) -> None:
         for listener in self.listeners:
-            listener(record)
+            try:
+                listener(record)
+            except Exception:  # noqa: BLE001 - a revocation must reach the others
+                _log.exception("telling the state of certificate %s failed", record.serial)
 
     def _learned(self, record: CertRecord) -> None:
         self.clockwork.follow(record)

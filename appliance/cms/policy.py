@@ -308,7 +308,11 @@ class CertificateGate(PeerGate):
     def _judge(self, record: CertRecord | None, issuer: str) -> Verdict:
         """Judge a certificate of an authority by what the database has; a row of another authority is no row."""
         known = record is not None and record.issuer == issuer
-        state = self._lifecycle.state(record) if known and record is not None else CertState.UNKNOWN
+        try:
+            state = self._lifecycle.state(record) if known and record is not None else CertState.UNKNOWN
+        except Exception:  # noqa: BLE001 - any doubt is less access
+            _log.exception("the state of a client's certificate could not be judged")
+            return Verdict(StatusClass.BAD, "the state of your certificate could not be judged")
         if state is CertState.VALID:
             return _GOOD
         what = _WHAT_TO_DO.get(state, "connect without it or request another one")

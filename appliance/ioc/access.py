@@ -60,9 +60,18 @@ class _Input(EventSink):
     def event(self) -> None:
         self.access.input_changed(self.name, self.value())
 
+    def broken(self, error: Exception) -> None:
+        """Take the input for invalid."""
+        super().broken(error)
+        self.access.input_changed(self.name, None)
+
     def value(self) -> float | None:
-        """Return the record's value now; None if it is INVALID or not a number."""
-        reading = self.channel.get()
+        """Return the record's value now; None if it is INVALID, not a number, or cannot be read."""
+        try:
+            reading = self.channel.get()
+        except ApplianceError as error:
+            _log.warning("access security takes the input %s for invalid: %s", self.name, error)
+            return None
         if reading.severity >= _INVALID:
             return None
         try:

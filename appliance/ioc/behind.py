@@ -38,6 +38,9 @@ class Pumped(Protocol):
     def pump(self) -> bool:
         """Send; return whether there is more."""
 
+    def broken(self, error: Exception) -> None:
+        """End: a defect has stopped `pump`."""
+
 
 class Connection(Protocol):
     """The connection of a subscriber, as a backlog needs it."""
@@ -104,6 +107,9 @@ class Subscriber(Protocol):
 
     def pump(self) -> bool:
         """Send what waits; return whether the rest waits only for room."""
+
+    def broken(self, error: Exception) -> None:
+        """End with an error: a defect has stopped its updates."""
 
     def sender(self, bits: int, code: str, overrun: int = 0) -> Callable[..., bool] | None:
         """Return a function that sends the same few numbers again and again; None if there is none."""
@@ -250,6 +256,11 @@ class Watched:
         """Read what was missed, and tell the clients."""
         raise NotImplementedError
 
+    def broken(self, error: Exception) -> None:
+        """End all clients: a defect has stopped the reading, and they must not take an old value for the newest."""
+        for subscription in list(self.watchers):
+            subscription.broken(error)
+
 
 class Backlog:
     """The marks of one connection. The connection pumps it when it accepts more.
@@ -286,17 +297,38 @@ class Backlog:
             if feed.missed:
                 missed.setdefault(type(feed), {})[feed] = None
         for kind, feeds in missed.items():
-            kind.catch_up(list(feeds))
+            self._catch_up(kind, list(feeds))
         outbox = batch[0].subscription.outbox if batch else None
         for watcher in batch:
             if outbox is not None and outbox.size > PUMP_LIMIT:
                 break
-            if not self._send(watcher):
-                break
+            try:
+                if not self._send(watcher):
+                    break
+            except Exception as error:  # noqa: BLE001 - a defect of one must not keep the others from sending
+                watcher.unmark()
+                watcher.subscription.broken(error)
         if self.waiting:
             return True
         self.is_behind = self._waits = False
         return False
+
+    def broken(self, error: Exception) -> None:
+        """End all that wait here: a defect has stopped `pump`."""
+        self.is_behind = self._waits = False
+        for watcher in list(self.waiting):
+            watcher.unmark()
+            watcher.subscription.broken(error)
+
+    def _catch_up(self, kind: type[Watched], feeds: list[Watched]) -> None:
+        try:
+            kind.catch_up(feeds)
+        except Exception:  # noqa: BLE001 - a defect of one must not keep the others from reading
+            for feed in feeds:
+                try:
+                    kind.catch_up([feed])
+                except Exception as error:  # noqa: BLE001 - see above
+                    feed.broken(error)
 
     def _batch(self) -> list[Watcher]:
         batch = list(islice(self.waiting, _AT_ONCE))

@@ -42,6 +42,10 @@ class EventSink:
             except ApplianceError as error:
                 _log.warning("%r: %s", sink, error)
 
+    def broken(self, error: Exception) -> None:
+        """Handle that a defect has stopped the reading of this record: who watches it must not take an old value for the newest."""
+        _log.error("%r: internal error", self, exc_info=error)
+
 
 class EventStream:
     """The IOC's one event hub and the loop turn that serves it."""
@@ -51,7 +55,7 @@ class EventStream:
         self._pending: dict[Hashable, None] = {}
         self._is_busy = False
         self.boards: dict[Hashable, Any] = {}
-        """What feeds share that are handled together."""
+        """What feeds share that are handled together, by their kind; None if that kind is handled alone."""
         self.backlogs = Backlogs()
         """The marks of clients that are behind."""
         self.hub = dbcore.EventHub(self.deliver, loop=loop)
@@ -94,7 +98,17 @@ class EventStream:
             if isinstance(key, EventSink):
                 kinds.setdefault(type(key), []).append(key)
         for kind, sinks in kinds.items():
-            kind.post_all(sinks)
+            try:
+                kind.post_all(sinks)
+            except Exception:  # noqa: BLE001 - a defect of one record must not take the updates of the others
+                self._post_alone(kind, sinks)
+
+    def _post_alone(self, kind: type[EventSink], sinks: list[EventSink]) -> None:
+        for sink in sinks:
+            try:
+                kind.post_all([sink])
+            except Exception as error:  # noqa: BLE001 - see _post()
+                sink.broken(error)
 
     def close(self) -> None:
         """End the event hub; all channels must still be open."""

@@ -98,6 +98,11 @@ class PropertySink(EventSink):
             if not feed.SEES_PROPERTIES:
                 feed.post_properties(properties)
 
+    def broken(self, error: Exception) -> None:
+        """End the record's clients."""
+        for feed in list(self._feeds.values()):
+            feed.broken(error)
+
 
 class Feed(Watched, EventSink):
     """The feed that all clients of one record with the same event mask share.
@@ -160,8 +165,11 @@ class Feed(Watched, EventSink):
     def _read_and_post(cls, feeds: list[Self]) -> None:
         for feed, reading in zip(feeds, _read_all([feed.channel for feed in feeds]), strict=True):
             missed, feed.missed = feed.missed, 0
-            if reading is not None:
-                feed.post(reading, several=missed > 1)
+            try:
+                if reading is not None:
+                    feed.post(reading, several=missed > 1)
+            except Exception as error:  # noqa: BLE001 - a defect of one must not take the updates of the others
+                feed.broken(error)
 
     def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""

@@ -8,6 +8,7 @@ slow client) are handled as in all other feeds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["NumberFeed"]
 
+_log: Final = logging.getLogger(__name__)
 _MANY: Final = 24
 """Feeds that change together from which a board costs less than handling each alone."""
 _FEW: Final = 8
 """Feeds of one board below which handling each alone costs less. It is lower, so that they do not come and go all the time."""
 _CLIENTS: Final = 4
 """Clients of one record up to which its feed can be on a board."""
+_NEW: Final = object()
+"""There is no board of a kind yet; None stands for one that had a defect."""
 _MOST: Final = 64
 """Octets of value and time in an update, at most."""
 
@@ -105,7 +109,7 @@ class NumberFeed(Feed):
                 boards.setdefault(feed._board, []).append(feed)
         for board, feeds in boards.items():
             if len(feeds) >= min(_FEW, _MANY):
-                cls._read_and_post(cast("list[NumberFeed]", board.post(feeds)))
+                cls._read_and_post(cls._post_together(board, feeds))
             else:
                 for feed in feeds:
                     feed.step_down()
@@ -114,6 +118,28 @@ class NumberFeed(Feed):
         cls._read_and_post(rest)
         if len(sinks) >= _MANY:
             cls._step_up(rest, {board: len(feeds) for board, feeds in boards.items()})
+
+    @classmethod
+    def _post_together(cls, board: Board, feeds: list[NumberFeed]) -> list[NumberFeed]:
+        """Handle events on a board; return the feeds that have to be handled alone, which are all of them if it has a defect."""
+        try:
+            return cast("list[NumberFeed]", board.post(feeds))
+        except Exception:  # noqa: BLE001 - it costs speed, and no update
+            _log.exception("%d records: internal error; from now on each is handled alone", len(feeds))
+            boards = feeds[0]._boards
+            boards.update((key, None) for key, each in boards.items() if each is board)
+            return [feed for feed in feeds if feed._leave(board)]
+
+    def _leave(self, board: Board) -> bool:
+        """Leave a board that has a defect: nobody knows what clients were told. Return whether that was possible."""
+        try:
+            self.step_down()
+        except Exception as error:  # noqa: BLE001 - the others must leave it too
+            self._board = None
+            self.broken(error)
+            return False
+        self._raw = None
+        return True
 
     @classmethod
     def _step_up(cls, feeds: Sequence[NumberFeed], on_boards: dict[Board, int]) -> None:
@@ -144,8 +170,10 @@ class NumberFeed(Feed):
         if pattern is None or patterns:
             return
         key = (self.IS_TEXT, kind, pattern)
-        board = self._boards.get(key)
+        board = self._boards.get(key, _NEW)
         if board is None:
+            return
+        if board is _NEW:
             # numpy comes with the first of many changes: an IOC of a few records is smaller without it.
             from appliance.ioc.number_board import Board
 
@@ -167,34 +195,37 @@ class NumberFeed(Feed):
         for feed, (raw, known) in zip(feeds, dbcore.view_numbers([feed.view for feed in feeds]), strict=True):
             missed, feed.missed = feed.missed, 0
             alarm, seconds, nanoseconds, tag, value = raw
-            if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._has_new:
-                feed._post_rest(raw, known, several=missed > 1)
-                continue
-            feed._raw = raw
-            if missed > 1:
-                feed.tell(feed.bits, feed.bits)
-                continue
-            seconds += EPICS_EPOCH_S
-            if tag > 0x7FFFFFFF:
-                tag = user_tag(tag)
-            update: Update | None = None
-            for watcher in feed.watchers.values():
-                if watcher.is_marked:
-                    watcher.add(feed.bits)
+            try:
+                if alarm != feed._raw_alarm or known != feed._known or raw == feed._raw or feed._has_new:
+                    feed._post_rest(raw, known, several=missed > 1)
                     continue
-                send = watcher.send
-                if (
-                    send is not None
-                    and not watcher.backlog.is_behind
-                    and send(value, seconds, nanoseconds, tag)
-                ):
+                feed._raw = raw
+                if missed > 1:
+                    feed.tell(feed.bits, feed.bits)
                     continue
-                if not watcher.takes:
-                    watcher.mark(feed.bits)
-                    continue
-                if update is None:
-                    update = feed.update(feed.bits)
-                watcher.subscription.post(update)
+                seconds += EPICS_EPOCH_S
+                if tag > 0x7FFFFFFF:
+                    tag = user_tag(tag)
+                update: Update | None = None
+                for watcher in feed.watchers.values():
+                    if watcher.is_marked:
+                        watcher.add(feed.bits)
+                        continue
+                    send = watcher.send
+                    if (
+                        send is not None
+                        and not watcher.backlog.is_behind
+                        and send(value, seconds, nanoseconds, tag)
+                    ):
+                        continue
+                    if not watcher.takes:
+                        watcher.mark(feed.bits)
+                        continue
+                    if update is None:
+                        update = feed.update(feed.bits)
+                    watcher.subscription.post(update)
+            except Exception as error:  # noqa: BLE001 - a defect of one must not take the updates of the others
+                feed.broken(error)
 
     def deliver(self, watcher: Watcher, bits: int, overrun: int) -> bool:
         """Send the last values that were read to a client that was marked; return whether there was room."""

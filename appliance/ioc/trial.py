@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from appliance.errors import ConfigurationError
 from appliance.ioc import locate
 from appliance.ioc.config import CaPutLogPlan, LibraryStep, LoadStep, Plan, is_substitutions
+from appliance.ioc.dbcore.streams import written
 from appliance.ioc.dbcore.words import complaint, plain
 
 __all__ = ["Trial", "TrialResult", "check_file", "plan_from_json"]
@@ -58,10 +59,12 @@ class Trial:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by result()
+        # Closed by result().
+        self._error_log, self._said = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         # -P: nothing is imported from the current folder.
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", "appliance.ioc.trial_child"],
+            pass_fds=[self._error_log.fileno()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -74,7 +77,7 @@ class Trial:
         )
         assert self._child.stdin is not None
         try:
-            self._child.stdin.write(json.dumps(plan._asdict()).encode())
+            self._child.stdin.write(f"{self._error_log.fileno()}\n{json.dumps(plan._asdict())}".encode())
             self._child.stdin.close()
         except BrokenPipeError:
             pass
@@ -94,9 +97,10 @@ class Trial:
             ) from None
         finally:
             self.close()
-        self._said.seek(0)
-        said = self._said.read(_SAID).decode("utf-8", "replace")
-        self._said.close()
+        said = ""
+        for file in (self._error_log, self._said):
+            with file:
+                said += written(file.fileno(), limit=_SAID)
         told = [json.loads(line) for line in answer.decode().splitlines()]
         last = told[-1] if told else {}
         at = LoadStep(*last["reading"]) if "reading" in last else None

@@ -1,4 +1,4 @@
-"""The child of :mod:`appliance.ioc.trial`: reads a plan from standard input, answers on what was standard output.
+"""The child of :mod:`appliance.ioc.trial`: reads a descriptor for EPICS' error log and a plan from standard input, answers on what was standard output.
 
 It never serves, never processes a record, and leaves out commands of a script that act outside the process.
 """
@@ -52,7 +52,7 @@ class _Child:
         self.autosave = Autosave(is_trial=True)
         self.warnings: list[str] = []
         self.faults: list[str] = []
-        self.said = 0
+        self.before_init: tuple[int, ...] = ()
         self.left_out = ""
         self.commands: frozenset[str] | None = None
         self.ended: _Ended | None = None
@@ -199,15 +199,12 @@ class _Child:
                 self.end()
 
         dbcore.on_init_hook(hook)
-        dbcore.flush_output()
-        self.said = os.lseek(2, 0, os.SEEK_CUR)
+        self.before_init = dbcore.output_so_far()
         dbcore.build_isolated()
         self.end(error={"why": "the IOC cannot be initialised"})
 
     def groups(self) -> None:
-        dbcore.flush_output()
-        size = os.lseek(2, 0, os.SEEK_CUR)
-        said = plain(os.pread(2, max(size - self.said, 0), self.said).decode("utf-8", "replace"))
+        said = plain(dbcore.output_since(self.before_init))
         registers = any(each.kind == "registrar" for each in self.loading.libraries.declared)
         for line in said.splitlines():
             if registers and _NO_FUNCTION.search(line):
@@ -298,7 +295,7 @@ def main() -> None:
     answer = os.dup(1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
-    dbcore.keep_errors_in_place()
+    dbcore.keep_errors_in_place(int(sys.stdin.readline()))
     _Child(answer).run()
 
 

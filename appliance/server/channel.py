@@ -20,6 +20,9 @@ class Pumped(Protocol):
     def pump(self) -> bool:
         """Send what may be sent; return whether the rest waits only for room in the socket."""
 
+    def broken(self, error: Exception) -> None:
+        """End with this error: a defect has stopped `pump`."""
+
 
 class ChannelOwner(Protocol):
     """The connection that a channel belongs to."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from appliance.errors import LocalProtocolError, PVDataError
+from appliance.errors import ApplianceError, LocalProtocolError, PVDataError
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.octets import answer_in_order
@@ -24,6 +25,8 @@ from appliance.pvdata.value import Value
 from appliance.server.channel import Channel
 
 __all__ = ["NOT_COUNTED", "Operation", "Subscription", "Update"]
+
+_log: Final = logging.getLogger(__name__)
 
 NOT_COUNTED: Final = object()
 """The `Subscription.counted_as` of one that is not counted."""
@@ -157,6 +160,14 @@ class Operation:
         """
         self.wire.fail(message)
         self._flush()
+
+    def broken(self, error: Exception) -> None:
+        """Answer with an error: serving the operation has failed with it. The client learns the text only of an error of ours."""
+        if isinstance(error, ApplianceError):
+            self.fail(str(error))
+            return
+        _log.error("%s of %s: internal error", self.wire.name, self.channel.name, exc_info=error)
+        self.fail("internal error; the server's log has the details")
 
     def done(self) -> None:
         """Answer a PUT or a PROCESS: it is done.
@@ -598,6 +609,12 @@ class Subscription(Operation):
         elif self.on_room is not None and not self.queue and self.wire.may_send:
             self.on_room()
         return False
+
+    def broken(self, error: Exception) -> None:
+        """End with an error: serving the subscription has failed with it."""
+        self.waits = False
+        self.clear()
+        super().broken(error)
 
     def wait(self) -> None:
         """Send what is queued when the peer's pause is over."""

@@ -462,7 +462,12 @@ class Peer:
         left = self._dirty
         due = link.due
         for index, waiting in enumerate(todo):
-            if waiting.pump():
+            try:
+                has_more = waiting.pump()
+            except Exception as error:  # noqa: BLE001 - a defect of one must not keep the others from sending
+                waiting.broken(error)
+                has_more = False
+            if has_more:
                 # It goes to the end: one that always has more must not keep the others from sending.
                 left.extend(todo[index + 1 :])
                 left.append(waiting)
@@ -474,6 +479,10 @@ class Peer:
         if left and link.writable and not self._pumping:
             self._pumping = True
             self._end.pump.soon(self)
+
+    def broken(self, error: Exception) -> None:
+        """Close the connection: a defect has stopped its output."""
+        self.stream.broken(error)
 
     def __repr__(self) -> str:
         return f"<Peer {self.credentials.method}/{self.credentials.account}@{self.stream.peer}>"

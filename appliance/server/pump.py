@@ -16,6 +16,9 @@ class Pumpable(Protocol):
     def pump(self) -> None:
         """Send what the socket accepts."""
 
+    def broken(self, error: Exception) -> None:
+        """End: a defect has stopped its work."""
+
 
 class Pump:
     """The connections of one server that have something to send.
@@ -48,5 +51,9 @@ class Pump:
                 self._loop.call_soon(self._work)
                 return
             turns.begin()
-            peer.pump()
-            turns.end()
+            try:
+                peer.pump()
+            except Exception as error:  # noqa: BLE001 - a defect of one connection must not stop the others
+                peer.broken(error)
+            finally:
+                turns.end()

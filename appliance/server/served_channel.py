@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from appliance.errors import ApplianceError
 from appliance.pva import commands as c
 from appliance.pva.octets import RawArgument
 from appliance.pva.server_channel import ServerChannel
@@ -121,7 +120,7 @@ class ServedChannel(Channel):
         try:
             self.handler.init(operation)
         except Exception as error:  # noqa: BLE001
-            self._broken(operation, error)
+            operation.broken(error)
 
     def _subscribe(self, subscription: Subscription) -> None:
         try:
@@ -133,7 +132,7 @@ class ServedChannel(Channel):
             subscription.counted_as = watched
             self.handler.subscribe(subscription)
         except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
-            self._broken(subscription, error)
+            subscription.broken(error)
 
     def execute(self, wire: ServerOperation, argument: Value | RawArgument | None) -> None:
         """Handle a request of an initialised operation."""
@@ -168,7 +167,7 @@ class ServedChannel(Channel):
             else:
                 handler.put_get(operation, argument)
         except Exception as error:  # noqa: BLE001
-            self._broken(operation, error)
+            operation.broken(error)
 
     def introspect(self, wire: ServerOperation, field: str) -> None:
         """Answer GET_FIELD."""
@@ -180,7 +179,7 @@ class ServedChannel(Channel):
         try:
             self.handler.introspect(operation, field)
         except Exception as error:  # noqa: BLE001
-            self._broken(operation, error)
+            operation.broken(error)
 
     def window(self, wire: ServerOperation) -> None:
         """Handle that a subscription was started, stopped or acknowledged."""
@@ -191,12 +190,16 @@ class ServedChannel(Channel):
             try:
                 self.handler.flow(subscription)
             except Exception as error:  # noqa: BLE001
-                self._broken(subscription, error)
+                subscription.broken(error)
         if self.owner.held is not None:
             subscription.wait()
-        elif not subscription.waits and subscription.pump():
-            subscription.waits = True
-            self.owner.dirty(subscription)
+            return
+        try:
+            if not subscription.waits and subscription.pump():
+                subscription.waits = True
+                self.owner.dirty(subscription)
+        except Exception as error:  # noqa: BLE001 - a handler's defect must not end the connection
+            subscription.broken(error)
 
     def cancelled(self, wire: ServerOperation, successor: ServerOperation) -> None:
         """Handle that the client cancelled the request in progress; ``successor`` serves the next ones."""
@@ -229,13 +232,6 @@ class ServedChannel(Channel):
                 self.handler.closed(operation)
         except Exception:  # noqa: BLE001 - see requested()
             _log.exception("the handler of %s failed to close an operation", self.name)
-
-    def _broken(self, operation: Operation, error: Exception) -> None:
-        if isinstance(error, ApplianceError):
-            operation.fail(str(error))
-            return
-        _log.error("%s of %s: internal error", operation.wire.name, self.name, exc_info=error)
-        operation.fail("internal error; the server's log has the details")
 
     def gone(self) -> None:
         """Free what belongs to the channel, which has ended with all its operations."""

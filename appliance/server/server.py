@@ -271,8 +271,11 @@ class Server:
             >>> server.review_access(lambda channel: channel.name.startswith("demo:"))
         """
         for channel in list(self.channels()):
-            if concerns is None or concerns(channel):
-                channel.review()
+            try:
+                if concerns is None or concerns(channel):
+                    channel.review()
+            except Exception as error:  # noqa: BLE001 - in doubt the connection ends, and the others are judged
+                channel.stream.broken(error)
 
     # -- life ----------------------------------------------------------------------------------------
 

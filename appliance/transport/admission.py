@@ -39,6 +39,9 @@ class AdmissionOwner(Protocol):
     def cut(self, verdict: Verdict) -> None:
         """Close a validated connection at once. Nothing else is called afterwards."""
 
+    def broken(self, error: Exception) -> None:
+        """Close the connection at once: a defect has stopped one of the methods above. Nothing else is called afterwards."""
+
 
 class Admission:
     """The admission of one peer, from the moment its identity is known to the end of the connection.
@@ -94,6 +97,13 @@ class Admission:
     def _judge(self, verdict: Verdict) -> None:
         if self._over:
             return
+        try:
+            self._do(verdict)
+        except Exception as error:  # noqa: BLE001 - in doubt the connection ends, and others with the same verdict get theirs
+            self._over = True
+            self._owner.broken(error)
+
+    def _do(self, verdict: Verdict) -> None:
         owner = self._owner
         if not owner.validated:
             if not verdict.good:

@@ -46,6 +46,7 @@ LARGE_READ: Final = 128 * 1024
 """Octets of a read after which there is probably more to read."""
 LARGE_READS: Final = 4
 """So many of them may come before others have their turn."""
+_log: Final = logging.getLogger(__name__)
 _messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
@@ -243,8 +244,10 @@ class StreamLink(asyncio.Protocol):
             self._wait()
             return
         turns.begin()
-        self._received(data)
-        turns.end()
+        try:
+            self._received(data)
+        finally:
+            turns.end()
         if len(data) >= LARGE_READ:
             # uvloop reads as long as there is something, up to 8 MB: what others have to write would wait for all of it.
             self._read_large += 1
@@ -318,12 +321,16 @@ class StreamLink(asyncio.Protocol):
             return
         turns = self._turns
         turns.begin()
-        if self.connection.stalled:
-            self._feed(b"")
-        else:
-            self.flush()
-        turns.end()
-        self._read_on()
+        try:
+            if self.connection.stalled:
+                self._feed(b"")
+            else:
+                self.flush()
+            self._read_on()
+        except Exception as error:  # noqa: BLE001 - nobody else would end the connection
+            self.broken(error)
+        finally:
+            turns.end()
 
     def _hand_over(self, events: list[Any]) -> None:
         left = self.owner.link_events(self, events) if events else None
@@ -433,10 +440,14 @@ class StreamLink(asyncio.Protocol):
         self._unfed.clear()
         turns = self._turns
         turns.begin()
-        self._backlog += self.connection.receive_eof()
-        if not self.waits:
-            self._wind_up()
-        turns.end()
+        try:
+            self._backlog += self.connection.receive_eof()
+            if not self.waits:
+                self._wind_up()
+        except Exception as error:  # noqa: BLE001 - the owner must learn of the end
+            self.broken(error)
+        finally:
+            turns.end()
 
     def pause_writing(self) -> None:
         """Hold back: the send queue is full.
@@ -454,13 +465,17 @@ class StreamLink(asyncio.Protocol):
             return
         turns = self._turns
         turns.begin()
-        self.owner.link_writable(self)
-        if self._parked:
-            self._parked = False
-            self._feed(b"")
-        turns.end()
-        if self.connection.IS_SERVER:
-            self._read_on()
+        try:
+            self.owner.link_writable(self)
+            if self._parked:
+                self._parked = False
+                self._feed(b"")
+            if self.connection.IS_SERVER:
+                self._read_on()
+        except Exception as error:  # noqa: BLE001 - nobody else would end the connection
+            self.broken(error)
+        finally:
+            turns.end()
 
     # -- output --------------------------------------------------------------------------------------
 
@@ -480,13 +495,20 @@ class StreamLink(asyncio.Protocol):
 
     def _scheduled_flush(self) -> None:
         self.flush_pending = False
-        events = self.connection.pending_events()
+        try:
+            self._flush_with_events(self.connection.pending_events())
+        except Exception as error:  # noqa: BLE001 - nobody else would end the connection
+            self.broken(error)
+
+    def _flush_with_events(self, events: list[Any]) -> None:
         if self._backlog or self.waits:
             self._backlog += events
         elif events:
             self._turns.begin()
-            self._hand_over(events)
-            self._turns.end()
+            try:
+                self._hand_over(events)
+            finally:
+                self._turns.end()
             if self._backlog:
                 self._wait()
         self.flush()
@@ -573,11 +595,15 @@ class StreamLink(asyncio.Protocol):
         if self._closing:
             return
         self._remember(reason)
-        self.flush()
-        self._closing = True
-        if self.engine is not None:
-            self.engine.close()
-            self._write_engine()
+        try:
+            self.flush()
+            self._closing = True
+            if self.engine is not None:
+                self.engine.close()
+                self._write_engine()
+        except Exception as error:  # noqa: BLE001 - it must end in any case, and so must others that are closed with it
+            self.broken(error)
+            return
         if not self.writable:
             transport.abort()  # the peer does not read: waiting for it would keep the link for ever
         elif linger and transport.can_write_eof():
@@ -593,8 +619,12 @@ class StreamLink(asyncio.Protocol):
         self._remember(reason)
         self._closing = True
         if self.engine is not None and self.writable:
-            self.engine.close()
-            self._write_engine()
+            try:
+                self.engine.close()
+                self._write_engine()
+            except Exception as error:  # noqa: BLE001 - as in close()
+                self.broken(error)
+                return
             transport.close()
             self._loop.call_later(CUT_S, transport.abort)
         else:
@@ -606,6 +636,19 @@ class StreamLink(asyncio.Protocol):
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
+
+    def broken(self, error: Exception) -> None:
+        """Close at once: a defect has stopped its work, and nobody knows what the peer has got.
+
+        Args:
+            error: The defect, for the log.
+        """
+        _log.error("the connection to %s ends: internal error", self.peer or "the peer", exc_info=error)
+        self._backlog = []
+        self.abort(ApplianceError("internal error; the log has the details"))
+        if self._transport is None:
+            owner, self.owner = self.owner, _NOBODY
+            owner.link_down(self, self._reason)
 
     @property
     def ended_here(self) -> bool:

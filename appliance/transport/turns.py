@@ -33,6 +33,9 @@ class Waiting(Protocol):
     def go_on(self) -> None:
         """Work until done or ``Turns.due``, then call ``Turns.wait`` again."""
 
+    def broken(self, error: Exception) -> None:
+        """End: a defect has stopped its work."""
+
 
 class Flushing(Protocol):
     """Something that has output."""
@@ -42,6 +45,9 @@ class Flushing(Protocol):
 
     def flush(self) -> None:
         """Send what waits now."""
+
+    def broken(self, error: Exception) -> None:
+        """End: a defect has stopped its work."""
 
 
 class Turns:
@@ -87,7 +93,10 @@ class Turns:
         while self._flushes:
             who = self._flushes.pop()
             who.flushes_at_end = False
-            who.flush()
+            try:
+                who.flush()
+            except Exception as error:  # noqa: BLE001 - a defect of one must not stop the others
+                who.broken(error)
         self._used += monotonic() - self._began
         if self._used > _NOTICE_S and not self._is_scheduled:
             self._schedule()
@@ -135,7 +144,10 @@ class Turns:
             if line:
                 waiting[host] = line  # behind the other hosts
             self._until = min(monotonic() + SLICE_S, end)
-            who.go_on()
+            try:
+                who.go_on()
+            except Exception as error:  # noqa: BLE001 - a defect of one must not stop the others
+                who.broken(error)
             if monotonic() >= end:
                 break
         if waiting and not self._is_scheduled:

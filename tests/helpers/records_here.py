@@ -22,6 +22,8 @@ class Client:
         self.driver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.got: dict[int, list[tuple[int, bytes]]] = {}
         """By ioid, the changed fields of each update as a mask of wire bits, and what follows them."""
+        self.ended: dict[int, bytes] = {}
+        """By ioid, the status with which the server ended it."""
 
     def watch(self, names: Sequence[str], requests: Sequence[str] = ()) -> None:
         """Watch records, each with its own text of a pvRequest; all fields without one."""
@@ -38,7 +40,10 @@ class Client:
     def read(self) -> None:
         """Read one update."""
         payload = self.driver.wait_for(MONITOR)
-        (ioid, _) = struct.unpack_from("<IB", payload)
+        (ioid, what) = struct.unpack_from("<IB", payload)
+        if what & 0x10:
+            self.ended[ioid] = payload[5:]
+            return
         size = payload[5]
         bits = int.from_bytes(payload[6 : 6 + size], "little")
         self.got.setdefault(ioid, []).append((bits, payload[6 + size :]))

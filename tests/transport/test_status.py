@@ -9,11 +9,15 @@ import pytest
 
 from appliance.certmon import gate as gate_module
 from appliance.certmon.endpoints import open_client, open_server
+from appliance.certmon.gate import StatusGate
 from appliance.certmon.status_source import reference
 from appliance.certs.ocsp import OCSPSigner
 from appliance.certs.status import CertState, OCSPState, StatusClass
 from appliance.client.monitor import Disconnected
 from appliance.errors import CertificateStatusError, KeychainError, OperationError, OperationTimeoutError
+from appliance.server.peer import Peer
+from appliance.server.served_channel import ServedChannel
+from appliance.tls.engine import TLSEngine
 from appliance.transport.gate import Verdict
 from tests.helpers.live import (
     client_config,
@@ -338,6 +342,56 @@ async def test_revocation_closes_established_connections(world, whose, watched_b
     (link,) = server.peers
     world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
     await promptly(lambda: link not in server.peers)
+
+
+@pytest.mark.parametrize("whose", ["server", "client"])
+@pytest.mark.parametrize("where", [(Peer, "cut"), (TLSEngine, "close"), (StatusGate, "avoid")])
+async def test_a_defect_while_one_connection_is_closed_leaves_none_open(world, whose, where, monkeypatch):
+    """Whatever fails, a revoked certificate has no connection, and no other one is kept by it."""
+    world.tell(VALID)
+    server = await world.server()
+    for index in range(4):
+        context = await world.client(server, "no_revocation_check", name=f"c{index}")
+        await context.get("pv")
+        assert is_tls(context)
+    links = list(server.peers)
+    assert len(links) == 4
+    failed = []
+    owner, name = where
+    right = getattr(owner, name)
+
+    def fails_first(*arguments, **more):
+        if not failed:
+            failed.append(arguments)
+            raise ZeroDivisionError
+        return right(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, fails_first)
+    world.tell(REVOKED, world.server_keychain if whose == "server" else world.client_keychain)
+    await promptly(lambda: not any(link in server.peers for link in links))
+    assert failed or (owner is StatusGate and whose == "server")
+
+
+async def test_a_defect_while_the_rights_of_a_channel_are_judged_ends_its_connection_only(world, monkeypatch):
+    world.tell(VALID)
+    server = await world.server()
+    for index in range(3):
+        await (await world.client(server, name=f"c{index}")).get("pv")
+    first, *others = server.peers
+    reviewed = []
+    review = ServedChannel.review
+
+    def fails_first(channel):
+        reviewed.append(channel)
+        if len(reviewed) == 1:
+            raise ZeroDivisionError
+        review(channel)
+
+    monkeypatch.setattr(ServedChannel, "review", fails_first)
+    server.review_access()
+    assert len(reviewed) == 3
+    await until(lambda: first not in server.peers)
+    assert all(link in server.peers and not link.is_closing for link in others)
 
 
 @pytest.mark.parametrize("whose", ["server", "client"])

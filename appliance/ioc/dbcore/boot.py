@@ -22,6 +22,7 @@ from typing import Final
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.errlog import give_errors_back, is_taken, print_errors
+from appliance.ioc.dbcore.streams import memory_stream, open_stream, written
 from appliance.ioc.dbcore.words import complaint, plain, status_text, teach_words
 
 #: What softIoc.dbd of EPICS Base contains, without the Channel Access server.
@@ -80,49 +81,70 @@ def flush_output() -> None:
     _libc.fflush(_stderr)
 
 
-_errors_stay = False
+_error_log: int | None = None
 
 
-def keep_errors_in_place() -> None:
-    """Leave EPICS' output in standard error, which is a readable file here: it survives a crash of the process."""
-    global _errors_stay  # noqa: PLW0603 - standard error is one per process
-    _errors_stay = True
+def keep_errors_in_place(error_log: int) -> None:
+    """Leave EPICS' output in standard error, which is a readable file here: it survives a crash of the process.
+
+    Args:
+        error_log: the descriptor of a second readable file, for the error log.
+
+    """
+    global _error_log  # noqa: PLW0603 - standard error is one per process
+    _error_log = error_log
+    _c.errlogSetConsole(open_stream(error_log))
+
+
+def output_so_far() -> tuple[int, ...]:
+    """Return where EPICS' output in standard error and in the error log ends now, after :func:`keep_errors_in_place`."""
+    flush_output()
+    return tuple(os.fstat(each).st_size for each in _kept_files())
+
+
+def output_since(marks: tuple[int, ...]) -> str:
+    """Return EPICS' output since :func:`output_so_far`, that of its error log first."""
+    flush_output()
+    return "".join(map(written, _kept_files(), marks))
+
+
+def _kept_files() -> tuple[int, int]:
+    assert _error_log is not None
+    return _error_log, 2
 
 
 @contextmanager
 def captured_errors() -> Iterator[_Captured]:
-    """Collect what EPICS writes to standard error (file descriptor 2) inside the block.
+    """Collect what EPICS writes to standard error (file descriptor 2) inside the block, its error log first.
 
     The parser prints with ``fprintf(stderr)``, which no listener of errlog sees, so the descriptor itself
-    is redirected for a moment. At the end the text is passed on, unless the block reports it.
+    is redirected for a moment. The error log prints in a thread of its own, which would come in the middle of a line
+    of the parser: it gets a file of its own. At the end the text is passed on, unless the block reports it.
     """
     captured = _Captured()
-    if _errors_stay:
+    if _error_log is not None:
         with _capturing:
-            flush_output()
-            before = os.lseek(2, 0, os.SEEK_CUR)
+            before = output_so_far()
             yield captured
-            flush_output()
-            size = os.lseek(2, 0, os.SEEK_CUR) - before
-            captured.text = os.pread(2, max(size, 0), before).decode("utf-8", "replace")
+            captured.text = output_since(before)
         return
-    with _capturing, tempfile.TemporaryFile() as file:
+    with _capturing, memory_stream() as (log, log_stream), memory_stream() as (printed, _):
         flush_output()
         saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
+        os.dup2(printed, 2)
+        _c.errlogSetConsole(log_stream)
         print_errors(really=True)
         try:
             yield captured
         finally:
             flush_output()
             print_errors(really=not is_taken())
+            _c.errlogSetConsole(None)
             os.dup2(saved, 2)
-            file.seek(0)
-            data = file.read()
-            captured.text = data.decode("utf-8", "replace")
-            if data and not captured.is_reported:
-                os.write(2, data)
             os.close(saved)
+            captured.text = written(log) + written(printed)
+            if captured.text and not captured.is_reported:
+                os.write(2, captured.text.encode("utf-8", "replace"))
 
 
 def _run(function: Callable[[], int]) -> str | None:

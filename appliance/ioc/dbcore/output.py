@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from ctypes import c_char_p, c_int, c_void_p
+from ctypes import c_char_p, c_void_p
 
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import flush_output
 from appliance.ioc.dbcore.callbacks import kept_failures
+from appliance.ioc.dbcore.streams import memory_stream, written
 from appliance.ioc.dbcore.words import plain
 
 _libc = ctypes.CDLL(None)
-_libc.fdopen.restype = c_void_p
-_libc.fdopen.argtypes = (c_int, c_char_p)
 _libc.fputs.argtypes = (c_char_p, c_void_p)
-_libc.fclose.argtypes = (c_void_p,)
-_libc.fflush.argtypes = (c_void_p,)
 _get_stdout = _c.com.epicsGetStdout
 _get_stdout.restype = c_void_p
 _set_stdout = _c.com.epicsSetThreadStdout
@@ -47,7 +42,7 @@ def shell_capture(command: str) -> tuple[bool, str]:
     Only the calling thread's output is captured (epicsSetThreadStdout). Messages of EPICS' error log go to
     the log as usual.
     """
-    with _stream() as (descriptor, stream), kept_failures() as failures:
+    with memory_stream() as (descriptor, stream), kept_failures() as failures:
         _set_stdout(stream)
         _set_stderr(stream)
         try:
@@ -55,9 +50,8 @@ def shell_capture(command: str) -> tuple[bool, str]:
         finally:
             _set_stdout(None)
             _set_stderr(None)
-            _libc.fflush(stream)
         flush_output()
-        text = _written(descriptor)
+        text = written(descriptor, limit=MAX_OUTPUT)
     return status == 0, text.replace(_BREAK, "") + "".join(f"{failure}\n" for failure in failures)
 
 
@@ -67,15 +61,14 @@ def shell_line(command: str) -> ApplianceError | None:
     Its standard output appears at once. Its standard error is passed on at the end, or is the
     reason of the failure.
     """
-    with _stream() as (descriptor, stream), kept_failures() as failures:
+    with memory_stream() as (descriptor, stream), kept_failures() as failures:
         _set_stderr(stream)
         try:
             status = _c.iocshCmd(_c.raw(command))
         finally:
             _set_stderr(None)
-            _libc.fflush(stream)
         flush_output()
-        said = plain(_written(descriptor).replace(_BREAK, ""))
+        said = plain(written(descriptor, limit=MAX_OUTPUT).replace(_BREAK, ""))
     if status:
         if failures:
             return failures[0]
@@ -94,23 +87,3 @@ def shell_commands() -> list[str]:
 def serves_channel_access() -> bool:
     """Whether the definition contains the Channel Access server, wanted or not (``registrar(rsrvRegistrar)``)."""
     return "rsrvRegistrar" in shell_capture("dbDumpRegistrar")[1]
-
-
-@contextmanager
-def _stream() -> Iterator[tuple[int, int]]:
-    """Open a file in memory, and a C stream that writes to it."""
-    descriptor = os.memfd_create("iocsh")
-    try:
-        stream = _libc.fdopen(os.dup(descriptor), b"w")
-        try:
-            yield descriptor, stream
-        finally:
-            _libc.fclose(stream)
-    finally:
-        os.close(descriptor)
-
-
-def _written(descriptor: int) -> str:
-    size = os.fstat(descriptor).st_size
-    text = os.pread(descriptor, min(size, MAX_OUTPUT), 0).decode("utf-8", "replace")
-    return text if size <= MAX_OUTPUT else text + f"\n... ({size} octets)\n"

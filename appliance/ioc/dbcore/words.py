@@ -20,7 +20,7 @@ _DEFINED: Final = re.compile(r"#\s*define\s+S_\w+\s+\(\s*(M_\w+)\s*\|\s*(\d+)\s*
 _MODULE: Final = re.compile(r"#\s*define\s+(M_\w+)\s+\(\s*(\d+)\s*<<\s*16\s*\)")
 _WHERE: Final = re.compile(r'(?:path "(?P<path>[^"]*)"\s+)?file "(?P<file>[^"\n]+)" line (?P<line>\d+)')
 _UNDEFINED: Final = re.compile(r"macro (\S+) is undefined|\$[({]([^,(){}\s]+),undefined[)}]")
-"""As the error log says it, perhaps too late, and as macLib writes it into the text that the parser then complains of."""
+"""As the error log says it, and as macLib writes it into the text that the parser then complains of."""
 _WARNED: Final = re.compile(r"'(?P<file>[^'\n]+)' line (?P<line>\d+) has undefined macros")
 _LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
 _NO_DEVICE: Final = re.compile(
@@ -43,8 +43,8 @@ PROTOCOL: Final = "a protocol of StreamDevice, which this IOC does not have"
 _WHAT_TO_DO: Final = (
     "bring it with 'libraries', or read an IOC that has it through a link; see 'What this IOC does not have'"
 )
-_ASIDE: Final = re.compile(r"dbJLinkInit: Link type '\w+' not found\n")
-"""What the thread of EPICS' error log prints, perhaps in the middle of a line that the parser is printing."""
+_HINT: Final = re.compile(r"^\s*(Did you mean \"[^\"\n]*\"\?)\n?", re.MULTILINE)
+"""In the error log; what it is about is in the parser's output."""
 _TEMPLATE: Final = re.compile(r"^line (?P<line>\d+): '(?P<near>[^'\n]*)'", re.MULTILINE)
 # What repeats the place or the text of the file, which the sentence names once.
 _NOISE: Final = re.compile(
@@ -113,7 +113,7 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         file: the file that EPICS had to read; the place may be in an included file.
 
     """
-    text = plain("".join(_ASIDE.findall(said)) + _ASIDE.sub("", said))
+    text = _with_hint(plain(said))
     where = _WHERE.search(text) or _WARNED.search(text)
     line = int(where["line"]) if where is not None else None
     if where is not None:
@@ -139,6 +139,18 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         ):
             told.append(message.rstrip("."))
     return ConfigurationError("; ".join(told) or why, file=file, line=line)
+
+
+def _with_hint(text: str) -> str:
+    """Put EPICS' proposal for a wrong choice behind the complaint about it."""
+    hint = _HINT.search(text)
+    if hint is None:
+        return text
+    text = _HINT.sub("", text)
+    about = _NO_DEVICE.search(text)
+    if about is None:
+        return f"{text}\n{hint[1]}"
+    return f"{text[: about.end()]}; {hint[1]}{text[about.end() :]}"
 
 
 def _no_device(found: re.Match[str]) -> str:

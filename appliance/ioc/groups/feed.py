@@ -61,6 +61,10 @@ class _ValueSink(EventSink):
             bits |= member.fill(store, reading, alarm=changed)
         feed.post(store, bits)
 
+    def broken(self, error: Exception) -> None:
+        """End the group's clients."""
+        self.feed.broken(error)
+
     def close(self) -> None:
         """Close the lock."""
         self._lock.close()
@@ -86,6 +90,10 @@ class _PropertySink(EventSink):
             with channel.locked():
                 bits = self.member.fill_properties_locked(store)
             feed.post(store, bits)
+
+    def broken(self, error: Exception) -> None:
+        """End the group's clients."""
+        self.feed.broken(error)
 
     def __repr__(self) -> str:
         return f"<properties of {self.feed.group.name}.{self.member.name}>"
@@ -146,6 +154,11 @@ class GroupFeed:
         update = Update(self.group.type, store, bits)
         for subscription in self.subscriptions:
             subscription.post(update)
+
+    def broken(self, error: Exception) -> None:
+        """End all clients: a defect has stopped the reading, and they must not take an old value for the newest."""
+        for subscription in list(self.subscriptions):
+            subscription.broken(error)
 
     def close(self) -> None:
         """End the events."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
@@ -20,6 +21,8 @@ from appliance.pvdata.value import Value
 from appliance.server.operation import Update
 
 __all__ = ["LocalSource"]
+
+_log: Final = logging.getLogger(__name__)
 
 
 class _Reader:
@@ -44,6 +47,11 @@ class _Reader:
     def pump(self) -> bool:
         """Have nothing to send."""
         return False
+
+    def broken(self, error: Exception) -> None:
+        """Take the PV for lost: a defect has stopped its updates."""
+        _log.error("the link %s: internal error", self._channel.key.name, exc_info=error)
+        self._channel.lost("internal error; the log has the details")
 
     def sender(self, _bits: int, _code: str, _overrun: int = 0) -> None:
         """Give no short way: there are no octets."""

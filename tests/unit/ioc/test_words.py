@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from appliance.ioc.dbcore import _c, captured_errors
 from appliance.ioc.dbcore.words import complaint, device_address
 
-ASIDE = "dbJLinkInit: Link type 'pva' not found\n"
-PRINTED = (
-    "ERROR: Can't set 'L:1.INP' to '{pva:\"x\"}'  : bad Field value\n"
-    'ERROR:  at or before \')\' in file "/d/x.db" line 2\n\n 2 |  field(INP, {pva:"x"})\n\n'
-)
+
+def test_the_error_log_does_not_print_in_the_middle_of_the_parsers_line() -> None:
+    with captured_errors() as captured:
+        os.write(2, b"Warning: 'x.db'")
+        _c.errlogPrintf(b"macLib: macro P is undefined\n")
+        # Now its thread has printed.
+        _c.errlogFlush()
+        os.write(2, b" line 1 has undefined macros\n")
+        captured.is_reported = True
+    assert captured.text == "macLib: macro P is undefined\nWarning: 'x.db' line 1 has undefined macros\n"
 
 
-@pytest.mark.parametrize("at", [0, PRINTED.index(" file"), PRINTED.index(" line 2"), len(PRINTED)])
-def test_the_error_log_may_print_in_the_middle_of_the_parsers_line(at: int) -> None:
-    said = complaint(PRINTED[:at] + ASIDE + PRINTED[at:], "why", "/d/x.db")
-    assert str(said).startswith("/d/x.db:2: this IOC has no links of type pva")
+def test_what_nobody_reports_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_errors():
+        _c.errlogPrintf(b"of the log\n")
+        os.write(2, b"of the parser\n")
+    _c.errlogPrintf(b"afterwards\n")
+    _c.errlogFlush()
+    assert capfd.readouterr().err == "of the log\nof the parser\nafterwards\n"
 
 
 @pytest.mark.parametrize("aside", ["", "macLib: macro UNDEF is undefined (expanding string x)\n"])
@@ -45,6 +56,19 @@ def test_a_device_type_that_is_not_there_is_named_with_its_module(device: str, h
         "ERROR:  at or before ')' in file \"/d/x.db\" line 3\n"
     )
     assert str(complaint(printed, "why", "/d/x.db")).startswith(f"/d/x.db:3: {said}")
+    if hint:
+        # The error log prints it in a line of its own.
+        alone = f"    {hint[2:]}\n{printed.replace(hint, '')}"
+        assert str(complaint(alone, "why", "/d/x.db")).startswith(f"/d/x.db:3: {said}")
+
+
+def test_a_proposal_for_a_choice_follows_the_complaint() -> None:
+    said = complaint(
+        "    Did you mean \"MINOR\"?\nERROR: Can't set 'L:1.HHSV' to 'MINR'  : illegal choice\n",
+        "why",
+        "/d/x.db",
+    )
+    assert str(said) == "/d/x.db: Can't set 'L:1.HHSV' to 'MINR'  : illegal choice; Did you mean \"MINOR\"?"
 
 
 @pytest.mark.parametrize(

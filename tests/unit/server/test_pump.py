@@ -20,6 +20,9 @@ class Waiting:
             self._again -= 1
             self._pump.soon(self)
 
+    def broken(self, error: Exception) -> None:
+        raise AssertionError(error)
+
 
 async def test_all_that_wait_are_pumped_in_the_order_in_which_they_came_and_none_before_the_turns_end() -> (
     None
@@ -43,3 +46,28 @@ async def test_who_has_more_goes_on_in_the_next_turn_behind_the_others() -> None
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert log == ["a", "b", "a", "b", "a"]
+
+
+class Defective(Waiting):
+    error: Exception | None = None
+
+    def pump(self) -> None:
+        super().pump()
+        raise RuntimeError(self.name)
+
+    def broken(self, error: Exception) -> None:
+        self.error = error
+
+
+async def test_a_defect_of_one_does_not_stop_the_others() -> None:
+    pump = Pump(asyncio.get_running_loop())
+    log: list[str] = []
+    defective = Defective("a", log, pump)
+    pump.soon(defective)
+    pump.soon(Waiting("b", log, pump))
+    await asyncio.sleep(0)
+    assert log == ["a", "b"]
+    assert str(defective.error) == "a"
+    pump.soon(Waiting("c", log, pump))
+    await asyncio.sleep(0)
+    assert log == ["a", "b", "c"]

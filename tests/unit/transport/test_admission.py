@@ -41,6 +41,20 @@ class Owner:
     def cut(self, verdict: Verdict) -> None:
         self.told.append(f"cut {verdict.message}")
 
+    def broken(self, error: Exception) -> None:
+        self.told.append(f"broken by {error}")
+
+
+class Defective(Owner):
+    """Cannot do one thing."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        setattr(self, what, self._fail)
+
+    def _fail(self, *_: object) -> None:
+        raise RuntimeError("a defect")
+
 
 class Gate:
     """Says what the test says; first, from inside ``watch``, what it was made with."""
@@ -153,3 +167,22 @@ def test_a_suspended_peer_reads_and_changes_nothing_and_an_unknown_one_does_neit
 ) -> None:
     assert verdict.forbids(changes=False) is reads
     assert verdict.forbids(changes=True) is changes
+
+
+@pytest.mark.parametrize(
+    ("what", "verdicts", "told"),
+    [
+        ("admit", (GOOD, GOOD), []),
+        ("refuse", (BAD, GOOD), []),
+        ("pause", (GOOD, SUSPENDED, GOOD), ["admit"]),
+        ("resume", (GOOD, GOOD, BAD), ["admit"]),
+        ("cut", (GOOD, BAD, GOOD), ["admit"]),
+    ],
+)
+def test_a_defect_ends_the_connection(what: str, verdicts: tuple[Verdict, ...], told: list[str]) -> None:
+    owner = Defective(what)
+    gate = Gate()
+    Admission(owner).begin(gate, Credentials(), ENGINE)
+    for verdict in verdicts:
+        gate.say(verdict)
+    assert owner.told == [*told, "broken by a defect"]

@@ -40,6 +40,38 @@ class Work:
         if self._slices:
             self._turns.wait(self)
 
+    def broken(self, error: Exception) -> None:
+        self._log.append(f"{self._name} is broken by {error}")
+
+
+class Defective(Work):
+    def go_on(self) -> None:
+        raise RuntimeError("a defect")
+
+    flush = go_on
+    flushes_at_end = False
+
+
+def test_a_defect_of_one_does_not_stop_the_others(clock: FakeClock) -> None:
+    turns = Turns(clock)  # type: ignore[arg-type]
+    log: list[str] = []
+    Defective("a1", "a", turns, clock, log, 1)
+    for name in ("a2", "b1"):
+        Work(name, name[0], turns, clock, log, 1)
+    clock.advance(1.0)
+    assert log == ["a1 is broken by a defect", "b1", "a2"]
+
+
+def test_a_defect_of_one_does_not_keep_the_output_of_others(clock: FakeClock) -> None:
+    turns = Turns(clock)  # type: ignore[arg-type]
+    log: list[str] = []
+    turns.begin()
+    flushing = [Defective(name, "a", turns, clock, log, 1) for name in ("a1", "a2")]
+    assert all(turns.flush_at_end(each) for each in flushing)
+    turns.end()
+    assert log == ["a2 is broken by a defect", "a1 is broken by a defect"]
+    assert not turns.flush_at_end(flushing[0])
+
 
 def test_a_host_with_many_connections_waits_for_itself(clock: FakeClock) -> None:
     turns = Turns(clock)  # type: ignore[arg-type]

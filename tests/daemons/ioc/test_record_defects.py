@@ -1,0 +1,128 @@
+"""A defect in reading or sending one record: the clients of the others get all updates, and its own are told that it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.isolated import isolated
+from tests.helpers.records_here import Client, run, served
+
+COUNT = 20
+GOOD = [f"r{number}" for number in range(COUNT)]
+RECORDS = "".join(f'record(longout, "{name}") {{}}\n' for name in [*GOOD, "bad"])
+
+
+class Defect:
+    """From now on, sending the record ``bad`` fails."""
+
+    def __init__(self) -> None:
+        from appliance.ioc.number_feed import NumberFeed
+
+        self.is_there = False
+        sender = NumberFeed._sender
+
+        def patched(feed: Any, subscription: Any, overrun: int = 0) -> Any:
+            send = sender(feed, subscription, overrun)
+
+            def sent(*numbers: Any) -> bool:
+                if self.is_there and feed.channel.name.startswith("bad"):
+                    raise ZeroDivisionError
+                assert send is not None
+                return send(*numbers)
+
+            return sent
+
+        NumberFeed._sender = patched  # type: ignore[method-assign]
+
+
+def has_ended(client: Client, ioid: int) -> bool:
+    return b"internal error; the server's log has the details" in client.ended.get(ioid, b"")
+
+
+@isolated
+def test_records_that_change_in_the_same_batch_are_sent(tmp_path: Path) -> None:
+    async def test() -> None:
+        defect = Defect()
+        names = [*GOOD[: COUNT // 2], "bad", *GOOD[COUNT // 2 :]]
+        last = len(names)
+        bad = names.index("bad") + 1
+        async with served(RECORDS, names) as ioc:
+            client = await asyncio.to_thread(Client, ioc.port)
+            await asyncio.to_thread(client.watch, names)
+            await asyncio.to_thread(client.until, lambda it: len(it.got) == last)
+            for number in range(1, 4):
+                defect.is_there = number == 3
+                for name in names:
+                    ioc.channels[name].put(number)
+                await ioc.settled()
+            others = [ioid for ioid in range(1, last + 1) if ioid != bad]
+            await asyncio.to_thread(
+                client.until, lambda it: has_ended(it, bad) and all(it.last(ioid) == 3 for ioid in others)
+            )
+            assert client.last(bad) == 2
+            assert list(client.ended) == [bad]
+            await ioc.put(dict.fromkeys(names, 4))
+            await asyncio.to_thread(client.until, lambda it: all(it.last(ioid) == 4 for ioid in others))
+
+    run(test)
+
+
+@isolated
+def test_a_defect_of_what_handles_many_at_once_loses_no_update(tmp_path: Path) -> None:
+    async def test() -> None:
+        from appliance.ioc import number_feed
+        from appliance.ioc.number_board import Board
+
+        number_feed._MANY = number_feed._FEW = 1  # type: ignore[misc]
+        calls = 0
+        send = Board._send
+
+        def defective(board: Any, *arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise ZeroDivisionError
+            send(board, *arguments)
+
+        Board._send = defective  # type: ignore[method-assign]
+        async with served(RECORDS, GOOD) as ioc:
+            client = await asyncio.to_thread(Client, ioc.port)
+            await asyncio.to_thread(client.watch, GOOD)
+            await asyncio.to_thread(client.until, lambda it: len(it.got) == COUNT)
+            for number in range(1, 6):
+                for name in GOOD:
+                    ioc.channels[name].put(number)
+                await ioc.settled()
+                await asyncio.to_thread(
+                    client.until,
+                    lambda it, n=number: all(it.last(ioid) == n for ioid in range(1, COUNT + 1)),  # type: ignore[misc]
+                )
+            assert calls == 2, "the board is used no more"
+            assert list(ioc.stream.boards.values()) == [None]
+            assert not client.ended
+
+    run(test)
+
+
+@isolated
+def test_records_that_wait_for_a_slow_client_are_sent(tmp_path: Path) -> None:
+    async def test() -> None:
+        defect = Defect()
+        names = ["bad", *GOOD]
+        async with served(RECORDS, names) as ioc:
+            client = await asyncio.to_thread(Client, ioc.port)
+            await asyncio.to_thread(client.watch, names)
+            await asyncio.to_thread(client.until, lambda it: len(it.got) == len(names))
+            await ioc.clog(names)
+            await ioc.put(dict.fromkeys(names, 7))
+            defect.is_there = True
+            await asyncio.to_thread(
+                client.until,
+                lambda it: has_ended(it, 1) and all(it.last(ioid) == 7 for ioid in range(2, len(names) + 1)),
+            )
+            assert list(client.ended) == [1]
+            assert not any(link.is_closing for link in ioc.server.peers)
+
+    run(test)
