@@ -56,7 +56,7 @@ class ScriptRunner:
     def _run(self, path: str, macros: Mapping[str, str], on_error: str, depth: int) -> None:
         if depth > _DEPTH:
             raise ConfigurationError(f"scripts call each other more than {_DEPTH} deep", file=path)
-        for number, raw in enumerate(self._read(path).splitlines(), 1):
+        for number, raw in enumerate(self._read(path).split("\n"), 1):
             line = expand_known(raw, macros).strip() if macros else raw.strip()
             if not line.startswith("#-"):
                 # Standard output of a daemon is its log.

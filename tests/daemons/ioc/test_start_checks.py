@@ -416,3 +416,11 @@ async def test_a_script_that_is_interrupted_does_not_go_on_to_iocinit(files: Pat
     assert "iocRun" not in ioc.log
     assert "Traceback" not in ioc.log
     assert not (files / "told").exists()
+
+
+async def test_a_line_of_a_script_ends_only_where_it_ends_for_epics(files: Path) -> None:
+    (files / "st.cmd").write_bytes(
+        'epicsEnvSet("SAID", "one\u2028exit\x0cexit\x85exit")\r\ndbLoadRecords("db/good.db")\r\niocInit'.encode()
+    )
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")
