@@ -77,7 +77,12 @@ class Restorer:
         ]
 
     def _restore(
-        self, file: str, macros: str, put: Callable[[str, str | tuple[str, ...]], bool], *, keeps: bool = False
+        self,
+        file: str,
+        macros: str,
+        put: Callable[[str, str | tuple[str, ...]], bool],
+        *,
+        keeps: bool = False,
     ) -> str:
         path, text = self._newest(file)
         if keeps:
