@@ -28,8 +28,35 @@ class Ioc(NamedTuple):
     """Until its records are served."""
 
 
+class Starting(NamedTuple):
+    """An IOC that has just been started."""
+
+    process: subprocess.Popen[bytes]
+    mark: bytes
+    """What it prints when its records are served."""
+    tcp: int
+    udp: int
+    tls: int
+    begin: float
+
+
 @contextmanager
-def ioc(which: str, database: Path, keychain: str = "") -> Iterator[Ioc]:
+def ioc(which: str, database: Path, keychain: str = "", **variables: str) -> Iterator[Ioc]:
+    with starting(which, database, keychain, **variables) as begun:
+        wait_until_served(begun)
+        yield Ioc(begun.process.pid, begun.tcp, begun.tls, time.perf_counter() - begun.begin)
+
+
+def wait_until_served(begun: Starting) -> None:
+    assert begun.process.stdout is not None
+    for line in begun.process.stdout:
+        if begun.mark in line:
+            return
+    raise RuntimeError("the IOC did not start")
+
+
+@contextmanager
+def starting(which: str, database: Path, keychain: str = "", **variables: str) -> Iterator[Starting]:
     tcp, udp, tls = free_ports(3)
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("EPICS_")},
@@ -44,6 +71,7 @@ def ioc(which: str, database: Path, keychain: str = "") -> Iterator[Ioc]:
         "EPICS_PVA_AUTO_ADDR_LIST": "NO",
         # As a service without privileges has it. With real-time threads EPICS would take the processors from both servers.
         "EPICS_ALLOW_POSIX_THREAD_PRIORITY_SCHEDULING": "NO",
+        **variables,
     }
     if which == "ours":
         words = ["-m", "appliance.cli.softiocpvx", "-S", "-d", str(database)]
@@ -59,14 +87,8 @@ def ioc(which: str, database: Path, keychain: str = "") -> Iterator[Ioc]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert process.stdout is not None
     try:
-        for line in process.stdout:
-            if mark in line:
-                break
-        else:
-            raise RuntimeError(f"the IOC {which} did not start")
-        yield Ioc(process.pid, tcp, tls, time.perf_counter() - start)
+        yield Starting(process, mark, tcp, udp, tls, start)
     finally:
         process.kill()
         process.wait()

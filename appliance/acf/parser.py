@@ -21,6 +21,8 @@ __all__ = ["parse_classic"]
 _TOP: Final = ("UAG", "HAG", "SAG", "AUTHORITY", "ASG")
 _IN_RULE: Final = ("UAG", "HAG", "SAG", "CALC", "METHOD", "AUTHORITY", "PROTOCOL")
 _INPUT: Final = re.compile(r"INP[A-U]")
+_OUTER: Final = ("ASG", "RULE")
+"""Keywords that stand in nothing that has other keywords, so something before them was not closed."""
 _INTEGER: Final = re.compile(r"[+-]?\d{1,10}", re.ASCII)
 
 
@@ -99,6 +101,8 @@ class _Parser:
                 if token.text.upper() in known
                 else ""
             )
+            if token.text in _OUTER:
+                hint = " (a '}' is missing before it)"
             raise self.error(f"unknown keyword {token} {where}{hint}; known are {wanted}", token)
         raise self.error(f"expected one of {wanted} {where}, found {token}", token)
 

@@ -130,6 +130,10 @@ class ChannelRequest:
         """Handle updates of a raw subscription, also while the connection pauses: see `Channel.is_paused`."""
         raise NotImplementedError
 
+    def gathered(self, body: bytes) -> None:
+        """Handle an update of a raw subscription whose operation is ``gathered``, as ``octets`` does."""
+        raise NotImplementedError
+
     def reply_octets(self, event: ReplyOctets) -> None:
         """Handle the answer to a raw request."""
         raise NotImplementedError

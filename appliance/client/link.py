@@ -42,6 +42,7 @@ from appliance.pva.events import (
     RemoteMessage,
     ReplyOctets,
     SearchAnswered,
+    UpdatesTogether,
     Validated,
 )
 from appliance.pva.search import SearchRequest, SearchResponse
@@ -322,6 +323,12 @@ class ServerLink:
                     passed += 1
                     if request is not None:
                         request.octets(event)
+                elif type(event) is UpdatesTogether:
+                    passed += 1
+                    for operation, body in event.items:
+                        request = operation.context
+                        if request is not None:
+                            request.gathered(body)
                 elif type(event) is ReplyOctets:
                     request = event.operation.context
                     if request is not None:

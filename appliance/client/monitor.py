@@ -95,6 +95,8 @@ class Monitor(ChannelRequest, Generic[_Item]):
     )
 
     LASTS: ClassVar[bool] = True
+    RAW: ClassVar[bool] = False
+    """Whether updates come as octets, to ``octets``, unless their type holds an ``any``."""
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class Monitor(ChannelRequest, Generic[_Item]):
         assert channel.wire is not None
         assert channel.link is not None
         operation = channel.wire.operation(
-            c.CMD_MONITOR, self.request, window=self.queue_size if self.pipeline else 0
+            c.CMD_MONITOR, self.request, window=self.queue_size if self.pipeline else 0, raw=self.RAW
         )
         operation.context = self
         self.operation = operation

@@ -7,12 +7,14 @@ depend on it are judged again. A file that is wrong changes nothing.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 from collections.abc import Callable, Container, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from appliance.acf import AccessSecurity, Decision, Principal
+from appliance.acf.model import DEFAULT
 from appliance.client.context import Context
 from appliance.client.inputs import ExternalInputs
 from appliance.config.pva import ClientConfig, ServerConfig
@@ -27,7 +29,7 @@ from appliance.pva.credentials import Credentials
 from appliance.server.access import Rights
 from appliance.server.access_file import load_access_file
 
-__all__ = ["FieldAccess", "read_access_file"]
+__all__ = ["FieldAccess", "read_access_file", "undefined_groups"]
 
 _log: Final = logging.getLogger(__name__)
 _INVALID: Final = 3
@@ -209,18 +211,18 @@ class FieldAccess:
                 "to apply them to reading too, use --enforce-read (enforce_read: true in a --config file)",
                 file,
             )
+        for warning in await asyncio.to_thread(undefined_groups, self.security):
+            _log.warning("%s", warning)
         hidden = await asyncio.to_thread(_unreadable, self.security)
         if not hidden:
             return
-        names = ", ".join(name for name, _ in hidden[:_NAMED])
-        more = f" and {len(hidden) - _NAMED} more" if len(hidden) > _NAMED else ""
+        names = _some([name for name, _ in hidden])
         groups = ", ".join(f"ASG({group})" for group in sorted({group for _, group in hidden})[:_NAMED])
         _log.log(
             logging.WARNING if self._enforce_read else logging.INFO,
-            "%s %s%s: %s to nobody; add RULE(1,READ) to it to let everybody read%s",
+            "%s %s: %s to nobody; add RULE(1,READ) to it to let everybody read%s",
             "nobody can read" if self._enforce_read else "with --enforce-read, nobody could read",
             names,
-            more,
             f"{groups} grants reading" if groups else "",
             "" if self._enforce_read else " in that case",
         )
@@ -353,6 +355,34 @@ class FieldAccess:
             if self._external is None:
                 self._external = ExternalInputs(self.input_changed, self._open_client)
             self._external.follow(outside)
+
+
+def _some(names: list[str]) -> str:
+    """Name the first of many, and count the others."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def undefined_groups(security: AccessSecurity) -> list[str]:
+    """Say which records are in groups that the file does not define, one sentence for each group; blocks.
+
+    Such a record has the rules of ASG(DEFAULT). A misspelt name would be noticed by nobody.
+    """
+    found: dict[str, list[str]] = {}
+    for record in dbcore.records():
+        if record.is_alias:
+            continue
+        group = dbcore.record_group(record.address)
+        if group and group not in security.groups and group != DEFAULT:
+            found.setdefault(group, []).append(record.name)
+    said = []
+    for group, names in sorted(found.items())[:_NAMED]:
+        near = difflib.get_close_matches(group, security.groups, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        said.append(
+            f"{_some(names)}: {security.file} does not define ASG({group}), so the rules of ASG({DEFAULT}) hold{hint}"
+        )
+    return said
 
 
 def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, ClassVar, Final, Protocol, Self
 
 from appliance.ioc.dbcore import Reading
+from appliance.pvdata.primitives import Buffer
 from appliance.server.operation import PUMP_LIMIT, Update
 
 __all__ = [
@@ -110,6 +111,9 @@ class Subscriber(Protocol):
 
     def broken(self, error: Exception) -> None:
         """End with an error: a defect has stopped its updates."""
+
+    def send_octets(self, bits: int, body: Buffer, *, big: bool) -> bool:
+        """Send an update that is serialised already; return whether that was possible."""
 
     def sender(self, bits: int, code: str, overrun: int = 0) -> Callable[..., bool] | None:
         """Return a function that sends the same few numbers again and again; None if there is none."""

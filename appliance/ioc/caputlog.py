@@ -42,6 +42,8 @@ _WAITING: Final = 64 << 20
 """Octets of values that wait to become lines, at most: a disk may stand still while large arrays are put."""
 _PAUSE_S: Final = 5.0
 _BURST_S: Final = 5.0
+_LONGEST_BURST_S: Final = 60.0
+"""A burst that goes on has a line after this time, or after the burst's time if that is longer: who reads the log must see it."""
 _END_S: Final = 5.0
 """Time for what waits when the log is closed; servers get a part of it."""
 _NAME: Final = 128
@@ -85,10 +87,12 @@ class NotedPut:
         new: The value.
     """
 
-    __slots__ = ("account", "failed", "host", "method", "new", "octets", "old", "place", "pv", "when")
+    __slots__ = ("account", "at", "failed", "host", "method", "new", "octets", "old", "place", "pv", "when")
 
     def __init__(self, pv: str, place: str, account: str, method: str, host: str, old: Any, new: Any) -> None:
         self.when = time.time()
+        self.at = time.monotonic()
+        """When, by a clock that nobody sets."""
         self.pv = pv if len(pv) <= _NAME else place
         self.place = place
         self.account = account[:_NAME]
@@ -106,6 +110,8 @@ def _octets_of(value: Any) -> int:
     size = getattr(value, "nbytes", None)
     if isinstance(size, int):
         return size
+    if isinstance(value, dict):
+        return 64 + sum(64 + _octets_of(each) for each in value.values())
     return len(value) * 8 if isinstance(value, (str, bytes, list, tuple)) else 64
 
 
@@ -118,10 +124,11 @@ def _without_port(host: str) -> str:
 class _Burst:
     """Puts to one field that follow each other; the last one may still fail."""
 
-    __slots__ = ("_pending", "changes", "count", "greatest", "last", "least", "old", "place", "who")
+    __slots__ = ("_pending", "begin", "changes", "count", "greatest", "last", "least", "old", "place", "who")
 
     def __init__(self, put: NotedPut) -> None:
         self.place = put.place
+        self.begin = put.at
         self.who = put.account, put.method, put.host
         self.last: NotedPut | None = None
         self.old = self.least = self.greatest = None
@@ -131,9 +138,13 @@ class _Burst:
         """Whether a put brought another value."""
         self._pending: NotedPut | None = put
 
-    def takes(self, put: NotedPut) -> bool:
-        """Whether a put belongs to it: nobody's puts are told as another one's."""
-        return put.place == self.place and (put.account, put.method, put.host) == self.who
+    def takes(self, put: NotedPut, burst_s: float) -> bool:
+        """Whether a put belongs to it: nobody's puts are told as another one's, and no burst goes on for ever."""
+        return (
+            put.place == self.place
+            and (put.account, put.method, put.host) == self.who
+            and put.at - self.begin < max(_LONGEST_BURST_S, burst_s)
+        )
 
     def add(self, put: NotedPut) -> None:
         """Add the next put; the one before it was done, or has failed, by now."""
@@ -422,7 +433,9 @@ class CaPutLog:
                     self._write(burst)
                 burst = None
                 continue
-            if burst is not None and (put is None or not burst.takes(put) or self.mode == ALL_NO_FILTER):
+            if burst is not None and (
+                put is None or not burst.takes(put, self.burst_s) or self.mode == ALL_NO_FILTER
+            ):
                 self._write(burst)
                 burst = None
             if put is None:
@@ -501,7 +514,13 @@ def _same(old: Any, new: Any) -> bool:
     if hasattr(old, "dtype") or hasattr(new, "dtype"):
         import numpy as np
 
-        return bool(np.array_equal(old, new))
+        one, other = np.asarray(old), np.asarray(new)
+        same = (one == other) | ((one != one) & (other != other)) if one.shape == other.shape else False  # noqa: PLR0124
+        return bool(np.all(same))
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_same(old[name], new[name]) for name in new)
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) == len(new) and all(map(_same, old, new))
     return bool(old == new) or (old != old and new != new)  # noqa: PLR0124
 
 

@@ -219,6 +219,8 @@ class Plan(NamedTuple):
     folder: str = ""
     """The folder for relative paths in the script and in databases; empty: the folder where the program was started."""
 
+    template_names: int = 0
+    """``dbTemplateMaxVars`` of EPICS Base, if a script has set it; 0: EPICS' own."""
     is_check: bool = False
     """Whether this is only a check; then slow checks are done too."""
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from appliance.daemon.logging import redact
 from appliance.errors import ConfigurationError
 from appliance.ioc.completion import Completer
 from appliance.ioc.editing import plain
@@ -150,7 +151,7 @@ class Console:
                 _log.warning("%s: not run, since the console was closed meanwhile: %s", who, command)
                 return
             try:
-                self._runs = f"{who}: {command}"
+                self._runs = redact(f"{who}: {command}")
                 ok, text = await _in_thread(partial(captured_line, command))
             finally:
                 self._one.release()

@@ -36,6 +36,8 @@ examples:
       records, access security, and the shell of the IOC
   softIocPVX -S -d records.db -G groups.json
       no shell; it runs until it is stopped
+  softIocPVX --check-config st.cmd
+      only check a start script, and everything that it loads
   softIocPVX --config /etc/spva/ioc/pressure/ioc.yml --check-config
       only check the file
 """
@@ -125,9 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("ioc")
         if options.config is not None:
             return _daemon(parser, options)
-        if options.check_config or options.print_config:
-            parser.error("name the file: --config FILE")
+        if options.print_config:
+            parser.error("--print-config shows a configuration file: name it with --config FILE")
         plan = _plan(options)
+        if options.check_config:
+            return _check_plan(parser, plan)
     except ApplianceError as error:
         sys.stderr.write(f"Error: {error}\n")
         return EXIT_FAILURE
@@ -166,6 +170,19 @@ def _plan(options: argparse.Namespace) -> Plan:
         organizations=tuple(options.organizations),
         enforce_read=options.enforce_read,
     )
+
+
+def _check_plan(parser: argparse.ArgumentParser, plan: Plan) -> int:
+    """Check what a command line without a configuration file would start."""
+    if not plan.loads_anything:
+        parser.error("name what to check: --config FILE, a st.cmd, or -d FILE.db")
+    from appliance.ioc.check import check
+
+    for warning in check(plan):
+        sys.stderr.write(f"Warning: {warning}\n")
+    files = [plan.script] if plan.script else [each.file for each in plan.databases]
+    sys.stdout.write(f"{', '.join(files) or 'the command line'}: good\n")
+    return EXIT_OK
 
 
 def _base_version() -> str:

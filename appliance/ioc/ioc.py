@@ -21,6 +21,7 @@ from appliance.ioc.channel_access import ChannelAccessRules
 from appliance.ioc.config import LoadStep, Plan
 from appliance.ioc.console import Console
 from appliance.ioc.dbcore import DBChannel, InitHook
+from appliance.ioc.early import EarlySearches
 from appliance.ioc.epicslog import EpicsLog
 from appliance.ioc.event_stream import EventStream
 from appliance.ioc.groups.definitions import Groups
@@ -36,11 +37,13 @@ from appliance.ioc.shell import register_commands
 from appliance.ioc.stats import ServerCounts, Stats
 from appliance.ioc.trial import Trial, TrialResult, check_file
 from appliance.server.server import Server
+from appliance.server.source import Source
 
 __all__ = ["Ioc"]
 
 _log: Final = logging.getLogger(__name__)
 _LINKS: Final = "PVA links"
+_EARLY: Final = "earlySearches"
 
 
 def _from_environment() -> ServerConfig:
@@ -97,6 +100,7 @@ class Ioc:
         self._failure: ApplianceError | None = None
         self._late_settings = LateSettings()
         self._server: Server | None = None
+        self._early = EarlySearches()
 
     @property
     def server(self) -> Server:
@@ -141,8 +145,12 @@ class Ioc:
                 os.environ[name] = value
 
         def guard(step: LoadStep) -> None:
+            found = list(self.loading.warnings)
+            self.loading.warnings.clear()
             if step not in result.loaded:
                 check_file(self.plan, step)
+                for warning in found:
+                    _log.warning("%s", warning)
 
         self.loading.guard = guard
         dbcore.on_init_hook(self._on_init)
@@ -168,11 +176,14 @@ class Ioc:
         register_put_log(self.put_log.ca_put_log, lambda: self.loading.access_step is not None)
         if plan.ca_put_log is not None:
             start_put_log(self.put_log.ca_put_log, plan.ca_put_log)
-        self._server = await self._stack.enter_async_context(open_server(self.config, policy=self.policy))
+        self._server = await self._stack.enter_async_context(
+            open_server(self.config, policy=self.policy, prepare=self._prepare_server)
+        )
         self._server.access.on_refused = self.put_log.refused
         if plan.script:
             await asyncio.to_thread(self.loading.script.run, plan.script)
-        self._raise_failure()
+            self._raise_failure()
+            self.loading.check_access()
         if plan.loads_records and dbcore.ioc_state() is dbcore.IocState.VOID:
             await asyncio.to_thread(dbcore.ioc_init)
         self._raise_failure()
@@ -184,6 +195,17 @@ class Ioc:
             self.console = Console(plan.console, plan.console_group)
             await self.console.start()
             self._stack.push_async_callback(self.console.stop)
+
+    def _prepare_server(self, server: Server) -> None:
+        """Have nobody search before there are records, and remember who does."""
+        server.keep_quiet()
+        server.add_source(_EARLY, self._early)
+
+    async def _announce(self, *sources: Source) -> None:
+        """Let clients know that there is something to be found, those first who have searched before."""
+        self.server.remove_source(_EARLY)
+        await self._early.answer(sources)
+        self.server.announce()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -236,6 +258,7 @@ class Ioc:
                 _log.warning("%s: no record is served over PVAccess", self.switched_off)
                 self._start_links()
                 self.attached = True
+                await self._announce()
                 return
             groups = Groups(self.loading.group_files, place=self.loading.place)
             self.groups = GroupSource(groups.groups.values(), self.stream, self.access, self.put_log)
@@ -250,6 +273,7 @@ class Ioc:
         self._server.add_source("qsrvGroup", self.groups, priority=1)
         self._start_links()
         self.attached = True
+        await self._announce(self.records, self.groups)
 
     def _start_links(self) -> None:
         assert self.records is not None
@@ -284,6 +308,7 @@ class Ioc:
         if step is None:
             raise ApplianceError('no access security file is set: use asSetFilename("file") first')
         await self.access.reload(step)
+        self.loading.access_used()
 
     async def _reread_access(self) -> None:
         """Read the access security file again because a record asks for it."""

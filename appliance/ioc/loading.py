@@ -37,7 +37,7 @@ class Loading:
         self.loaded: list[LoadStep] = []
         """Databases and substitution files, in this order."""
         self.warnings: list[str] = []
-        """What EPICS ignores in substitution files."""
+        """What EPICS ignores in substitution files; not told yet."""
         self.macros = ""
         """The macros of ``asSetSubstitutions``."""
         self.guard: Callable[[LoadStep], None] | None = None
@@ -45,6 +45,10 @@ class Loading:
         self.links = AllLinks()
         """The PVA links of the records."""
         self.libraries = SiteLibraries(plan.libraries)
+        self.is_past_init = False
+        """Whether a trial has come to iocInit: it reads the commands after it, and initialises then."""
+        self._unused_access: tuple[str, tuple[str, int]] | None = None
+        """The file of an ``asSetFilename`` after iocInit that no asInit has followed, and its place in a script."""
         self.reread = Reread()
         """Records that have the access security file read again."""
 
@@ -57,6 +61,8 @@ class Loading:
             ConfigurationError: The definition cannot be read, or it is wrong.
         """
         plan = self.plan
+        if plan.template_names:
+            dbcore.set_most_template_names(plan.template_names)
         register_demo()
         self.reread.register()
         self._say(f'dbLoadDatabase("{plan.definition or "softIoc.dbd"}")')
@@ -107,12 +113,12 @@ class Loading:
         Raises:
             ConfigurationError: The file cannot be read, or it is wrong, or iocInit has run already.
         """
-        if dbcore.ioc_state() is not dbcore.IocState.VOID:
+        if self._is_initialised():
             raise ConfigurationError(f"must be loaded {_BEFORE}", file=step.file)
         if "/" not in step.file and not locate.exists(step.file) and (SHIPPED / step.file).is_file():
             step = step._replace(file=str(SHIPPED / step.file))
         template = is_substitutions(step.file) if as_template is None else as_template
-        found = locate.read_substitutions(step) if template else None
+        found = locate.read_substitutions(step, most_names=dbcore.most_template_names()) if template else None
         if found is not None:
             self.warnings.extend(found.warnings)
         if step.file.endswith((".proto", ".protocol")):
@@ -189,8 +195,8 @@ class Loading:
         if not any(Path(folder, name).is_file() for folder in search.split(":")):
             where = "" if name.startswith("/") else f" in {search}"
             raise ApplianceError(
-                f"dbLoadDatabase: there is no definition file {name!r}{where}; the record types of EPICS Base are loaded already, "
-                "and C code comes with 'libraries'"
+                f"dbLoadDatabase: there is no definition file {name!r}{where}; remove the line if it names the definition of "
+                "another IOC: the record types of EPICS Base are loaded already, and C code comes with 'libraries'"
             )
         dbcore.load_definition(name, search=search.encode("utf-8", "surrogateescape"), macros=macros)
 
@@ -199,15 +205,42 @@ class Loading:
 
     def _set_filename(self, file: str | None) -> None:
         step = LoadStep(file, self.macros) if file else None
-        if step is not None and dbcore.ioc_state() is dbcore.IocState.VOID:
-            # A command that fails here ends a start script at its line; iocInit reads the file again.
+        is_late = self._is_initialised()
+        if step is not None and (not is_late or self.is_past_init):
+            # A command that fails here ends a start script at its line; iocInit or asInit reads the file again.
             read_access_file(step)
+        self._unused_access = (step.file, self.script.where) if step is not None and is_late else None
         self.access_step = step
+
+    def access_used(self) -> None:
+        """Note that asInit has read the file that ``asSetFilename`` has named."""
+        self._unused_access = None
+
+    def check_access(self) -> None:
+        """Refuse a script at whose end an access security file is named and not in force.
+
+        Raises:
+            ConfigurationError: The script named it after iocInit, and did not run asInit.
+        """
+        if self._unused_access is None:
+            return
+        file, (script, line) = self._unused_access
+        error = ConfigurationError(
+            f"asSetFilename: the rules of {file} are not in force: write it before iocInit, or asInit after it",
+            file=script,
+            line=line,
+        )
+        if self.script.on_error == "stop":
+            raise error
+        self.script.failed(error)
+
+    def _is_initialised(self) -> bool:
+        return self.is_past_init or dbcore.ioc_state() is not dbcore.IocState.VOID
 
     def _load_group(self, file: str | None, macros: str | None) -> None:
         if not file:
             raise ApplianceError('usage: dbLoadGroup("file.json", "MACRO=value,...")')
-        if dbcore.ioc_state() is not dbcore.IocState.VOID:
+        if self._is_initialised():
             raise ApplianceError("groups must be loaded before iocInit")
         if file.startswith("-"):
             self._forget_groups(file[1:], macros or "")

@@ -54,8 +54,12 @@ def exists(name: str) -> bool:
     return any(path.exists() for path in _places(name))
 
 
-def read_substitutions(step: LoadStep) -> Substitutions:
+def read_substitutions(step: LoadStep, *, most_names: int | None = None) -> Substitutions:
     """Read a substitution file, and look whether the databases that it names are there.
+
+    Args:
+        step: The file.
+        most_names: ``dbTemplateMaxVars``, for who loads the file.
 
     Raises:
         ConfigurationError: It cannot be read, or it is wrong.
@@ -73,7 +77,9 @@ def read_substitutions(step: LoadStep) -> Substitutions:
         raise ConfigurationError(
             f"is larger than {_LIMIT} octets, which no substitution file is", file=step.file
         )
-    found = parse_substitutions(data.decode("utf-8", "surrogateescape"), step.file, step.macros)
+    found = parse_substitutions(
+        data.decode("utf-8", "surrogateescape"), step.file, step.macros, most_names=most_names
+    )
     for load in found.loads:
         name = expand_environment(load.file)
         if not name or ("$" not in name and not exists(name)):

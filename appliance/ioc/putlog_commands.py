@@ -11,7 +11,7 @@ from appliance.ioc import dbcore
 from appliance.ioc.caputlog import CaPutLog, parse_servers
 from appliance.ioc.config import CaPutLogPlan
 
-__all__ = ["PUT_LOG_COMMANDS", "register_put_log", "start_put_log"]
+__all__ = ["PUT_LOG_COMMANDS", "check_start", "register_put_log", "start_put_log"]
 
 PUT_LOG_COMMANDS: Final = (
     "caPutJsonLogAddMetadata",
@@ -92,23 +92,36 @@ def register_put_log(log: CaPutLog, has_rules: Callable[[], bool]) -> None:
     )
 
 
-def _init(
-    log: CaPutLog, kind: str, has_rules: Callable[[], bool], servers: str | None, mode: int, burst_s: float
-) -> None:
-    if dbcore.ioc_state() is not dbcore.IocState.RUNNING:
+def check_start(
+    kind: str, servers: str | None, *, is_running: bool, has_rules: bool
+) -> list[tuple[str, int]]:
+    """Return the servers that a command names, or its variable.
+
+    Raises:
+        ApplianceError: It cannot start the log.
+    """
+    if not is_running:
         raise ApplianceError(f"{kind}Init: access security is not active yet: use it after iocInit")
-    if not has_rules():
+    if not has_rules:
         raise ApplianceError(
             f"{kind}Init: there is no access security file, so no put is selected: before iocInit use asSetFilename "
             "with a file whose rules have TRAPWRITE"
         )
     variable = _VARIABLES[kind]
-    is_json = kind == "caPutJsonLog"
-    if log.is_running and log.is_json is not is_json:
-        raise ApplianceError(f"{kind}Init: the put log runs in the other form; there is one form at a time")
     where = parse_servers((servers or "").strip() or dbcore.environment_value(variable) or "")
     if not where:
         raise ApplianceError(f'usage: {kind}Init("HOST:PORT", config, seconds), or set {variable}')
+    return where
+
+
+def _init(
+    log: CaPutLog, kind: str, has_rules: Callable[[], bool], servers: str | None, mode: int, burst_s: float
+) -> None:
+    is_running = dbcore.ioc_state() is dbcore.IocState.RUNNING
+    where = check_start(kind, servers, is_running=is_running, has_rules=has_rules())
+    is_json = kind == "caPutJsonLog"
+    if log.is_running and log.is_json is not is_json:
+        raise ApplianceError(f"{kind}Init: the put log runs in the other form; there is one form at a time")
     log.is_json = is_json
     log.configure(mode, burst_s)
     log.add_servers(where)

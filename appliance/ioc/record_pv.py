@@ -12,6 +12,7 @@ from typing import Any
 from appliance.errors import ApplianceError, OperationError
 from appliance.ioc import dbcore
 from appliance.ioc.access import FieldAccess
+from appliance.ioc.array_feed import ArrayFeed
 from appliance.ioc.behind import Subscriber
 from appliance.ioc.dbcore import DBE_PROPERTY, DBChannel
 from appliance.ioc.event_stream import EventStream
@@ -298,6 +299,8 @@ class RecordPV(Handler):
             return NumberFeed(self.record, self._stream)
         if mask == DEFAULT_EVENTS and dbcore.can_view_text(self.record.channel):
             return TextFeed(self.record, self._stream)
+        if dbcore.can_read_array(self.record.channel):
+            return ArrayFeed(self.record, self._stream, mask)
         return Feed(self.record, self._stream, mask)
 
     def unsubscribe(self, subscription: Subscriber) -> None:

@@ -1,6 +1,6 @@
 """The functions ``asSubInit`` and ``asSubProcess`` of sub records: a client has the access security file read again by a put of 1.
 
-EPICS Base brings functions of these names, which read a file that this IOC does not use. They are registered here first.
+EPICS Base brings functions of these names, which read a file that this IOC does not use. These are registered instead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from appliance.errors import ApplianceError
-from appliance.ioc.dbcore import DBChannel, RecordView, register_function
+from appliance.ioc.dbcore import DBChannel, RecordView, register_function, skip_registrar
 
 __all__ = ["Reread"]
 
@@ -28,9 +28,10 @@ class Reread:
         self._failed: set[str] = set()
 
     def register(self) -> None:
-        """Register the functions; before EPICS registers its own."""
+        """Register the functions instead of those of EPICS; before the definition is loaded."""
         register_function("asSubInit", lambda _: 0)
         register_function("asSubProcess", self._process)
+        skip_registrar("asSub")
 
     def _process(self, record: RecordView) -> int:
         if record["VAL"] != 1:

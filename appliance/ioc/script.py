@@ -15,10 +15,10 @@ from typing import Final
 from appliance.daemon.logging import redact
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
-from appliance.ioc.lines import run_line, words_of
+from appliance.ioc.lines import run_line, undefined_macros, words_of
 from appliance.ioc.macros import expand_known, parse_macros
 
-__all__ = ["ScriptRunner"]
+__all__ = ["ScriptRunner", "placed"]
 
 _LIMIT: Final = 4 << 20
 _DEPTH: Final = 16
@@ -81,12 +81,16 @@ class ScriptRunner:
                     if why is not None:
                         raise why
             except ApplianceError as error:
-                found = _placed(error, path, number)
+                found = placed(error, path, number)
                 if on_error == "stop":
                     raise found from None
-                dbcore.flush_output()
-                sys.stderr.write(f"{found}: the script continues\n")
-                self.failures.append(found)
+                self.failed(found)
+
+    def failed(self, error: ConfigurationError) -> None:
+        """Report a failure after which the script continues."""
+        dbcore.flush_output()
+        sys.stderr.write(f"{error}: the script continues\n")
+        self.failures.append(error)
 
     @staticmethod
     def is_script(line: str, words: list[str]) -> bool:
@@ -97,13 +101,15 @@ class ScriptRunner:
         """Run the script that a line names.
 
         Raises:
-            ConfigurationError: The script cannot be read, or a command in it failed.
+            ConfigurationError: The script cannot be read, a command in it failed, or a macro of the line has no value.
         """
         self._include(line, words, {}, self.on_error, 0)
 
     def _include(
         self, line: str, words: list[str], macros: Mapping[str, str], on_error: str, depth: int
     ) -> None:
+        if why := undefined_macros(line):
+            raise ConfigurationError(why)
         given: Mapping[str, str] = macros
         included = _INCLUDED.match(line)
         if included is not None:
@@ -129,8 +135,8 @@ class ScriptRunner:
         return data.decode("utf-8", "surrogateescape")
 
 
-def _placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
-    """Add the line of the script to an error, unless the error names a line already."""
+def placed(error: ApplianceError, path: str, number: int) -> ConfigurationError:
+    """Return the error with the line of the script that caused it."""
     if isinstance(error, ConfigurationError) and error.line is not None:
         if "(run by " in error.why or error.file == path:
             return error

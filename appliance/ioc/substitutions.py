@@ -23,10 +23,14 @@ _TOKEN: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _KEYWORDS: Final = frozenset(("pattern", "file", "global"))
-_MOST_NAMES: Final = 100
-"""dbTemplateMaxVars."""
-_ROOM: Final = 50 * _MOST_NAMES
-"""Octets of all macros of one set, in EPICS Base's buffer."""
+_ROOM: Final = 50
+"""Octets of EPICS Base's buffer for the macros of one set, for each permitted name."""
+_AROUND: Final = 2
+"""The comma before the macros in that buffer, and the NUL after them."""
+_MOST_LOADS: Final = 250_000
+"""Sets of one file, at most: EPICS Base reads a database for each."""
+_MOST_OCTETS: Final = 256 << 20
+"""Octets of the macros of all sets of one file, at most: a set with macros of its own has those of ``global`` too."""
 _END: Final = "the end of the file"
 _SHOWN: Final = 40
 
@@ -54,29 +58,37 @@ class _Token(NamedTuple):
     line: int
 
 
-def parse_substitutions(text: str, file: str, given: str = "") -> Substitutions:
+def parse_substitutions(
+    text: str, file: str, given: str = "", *, most_names: int | None = None
+) -> Substitutions:
     """Read a substitution file.
 
     Args:
         text: Its text.
         file: Its name, for messages.
         given: The macros of the command.
+        most_names: ``dbTemplateMaxVars``, from which EPICS Base's room follows. None does not judge this, for who does not load the file.
 
     Raises:
         ConfigurationError: It is wrong.
     """
-    return _Parser(text, file, given).read()
+    return _Parser(text, file, given, most_names).read()
 
 
 class _Parser:
-    def __init__(self, text: str, file: str, given: str) -> None:
+    def __init__(self, text: str, file: str, given: str, most_names: int | None) -> None:
         self.file = file
+        self.most_names = most_names
         self.tokens = self._tokens(text)
         self.next: _Token = next(self.tokens)
         self.line = 1
         """Where the last token was."""
         self.common = given
         self.loads: list[Load] = []
+        self.octets = 0
+        """Octets of the macros of all loads."""
+        self.stale = ""
+        """The macros of the last set that had any: they stay in EPICS Base's buffer."""
         self.warnings: list[str] = []
 
     def fail(self, why: str, line: int | None = None) -> NoReturn:
@@ -125,6 +137,7 @@ class _Parser:
     # -- the grammar ---------------------------------------------------------------------------------
 
     def read(self) -> Substitutions:
+        self.check_room(self.common, "of the command", 1)
         if self.next.kind == "end":
             self.fail("the file is empty: it must begin with 'file' or 'global'")
         while self.next.kind != "end":
@@ -138,6 +151,11 @@ class _Parser:
                 hint = "; databases are loaded with dbLoadRecords" if self.next.text == "record" else ""
                 self.fail(f"expected 'file' or 'global', and not {self.said()}{hint}")
         return Substitutions(tuple(self.loads), tuple(self.warnings))
+
+    def refuse_comma(self) -> None:
+        """Refuse a comma at the beginning of a list: only further on EPICS Base permits any number of them."""
+        if self.sees(","):
+            self.fail("a list cannot begin with a comma: remove it")
 
     def globals(self) -> None:
         self.take()
@@ -161,16 +179,37 @@ class _Parser:
             if self.sees("global"):
                 self.globals()
                 continue
-            if self.next.kind == "word":
-                self.old_name()
+            word = self.old_name() if self.next.kind == "word" else ""
             if not self.sees("{"):
                 self.fail(f"expected a set of values in braces, or '}}', and not {self.said()}")
             begin = self.take().line
+            if word and self.sees("}"):
+                self.fail(f"a set without macros cannot have a word before it: remove {word!r}", begin)
             macros = self.definitions(begin) if names is None else self.values(begin, names)
-            self.loads.append(Load(database, self.joined(self.common, macros, begin), begin))
+            self.load(database, macros, begin)
         self.take()
 
-    def old_name(self) -> None:
+    def load(self, database: str, own: str, line: int) -> None:
+        """Note a set that defines these macros itself."""
+        macros = self.joined(self.common, own, line)
+        if not macros and self.stale:
+            macros = self.stale
+            self.warn(
+                "this set has no macros, and EPICS Base loads it with those of the set before it: give it one",
+                line,
+            )
+        self.stale = macros
+        self.loads.append(Load(database, macros, line))
+        self.octets += len(macros) if own else 0
+        if len(self.loads) > _MOST_LOADS:
+            self.fail(f"the file has more than {_MOST_LOADS} sets: divide it", line)
+        if self.octets > _MOST_OCTETS:
+            self.fail(
+                f"the macros of all sets up to here have more than {_MOST_OCTETS} octets: divide the file",
+                line,
+            )
+
+    def old_name(self) -> str:
         """Take a name before the braces, as very old files have it."""
         name = self.take()
         if not self.sees("{"):
@@ -183,12 +222,14 @@ class _Parser:
         if not self.loads and name.text.lower().startswith("pat"):
             self.fail(f"{name.text[:_SHOWN]!r} is not known here: did you mean 'pattern'?", name.line)
         self.warn(f"the word {name.text[:_SHOWN]!r} before '{{' has no effect", name.line)
+        return name.text[:_SHOWN]
 
     def warn(self, text: str, line: int) -> None:
         self.warnings.append(str(ConfigurationError(text, file=self.file, line=line)))
 
     def names(self, opened: int) -> list[str]:
         names: list[str] = []
+        self.refuse_comma()
         while not self.sees("}"):
             if self.sees(","):
                 self.take()
@@ -199,14 +240,18 @@ class _Parser:
                 self.fail(f"expected the name of a macro, without quotes and '=', and not {self.said()}")
             names.append(self.take().text)
         self.take()
-        if len(names) > _MOST_NAMES:
-            self.fail(f"there are {len(names)} names, and EPICS Base has room for {_MOST_NAMES}", opened)
+        if self.most_names is not None and len(names) > self.most_names:
+            self.fail(
+                f"there are {len(names)} names, and EPICS Base has room for {self.most_names}: set 'var dbTemplateMaxVars {len(names)}' before",
+                opened,
+            )
         return names
 
     def values(self, opened: int, names: list[str]) -> str:
         """Read the values of a pattern, up to the closing brace."""
         parts: list[str] = []
         count = 0
+        self.refuse_comma()
         while not self.sees("}"):
             if self.sees(","):
                 self.take()
@@ -229,6 +274,7 @@ class _Parser:
     def definitions(self, opened: int) -> str:
         """Read ``NAME=value, ...``, up to the closing brace."""
         parts: list[str] = []
+        self.refuse_comma()
         while not self.sees("}"):
             if self.sees(","):
                 self.take()
@@ -264,11 +310,18 @@ class _Parser:
 
     def joined(self, before: str, more: str, line: int) -> str:
         both = ",".join(part for part in (before, more) if part)
-        if len(both.encode("utf-8", "surrogateescape")) >= _ROOM:
-            self.fail(
-                f"the macros of this set are longer than {_ROOM} octets, for which EPICS Base has room", line
-            )
+        self.check_room(both, "of this set", line)
         return both
+
+    def check_room(self, macros: str, whose: str, line: int) -> None:
+        """Refuse macros for which EPICS Base has no room: it writes beyond its buffer."""
+        size = len(macros.encode("utf-8", "surrogateescape")) + _AROUND
+        if self.most_names is not None and size > _ROOM * self.most_names:
+            self.fail(
+                f"the macros {whose} have {size - _AROUND} octets, and EPICS Base has room for {_ROOM * self.most_names - _AROUND}: "
+                f"set 'var dbTemplateMaxVars {-(-size // _ROOM)}' before",
+                line,
+            )
 
 
 def _requoted(value: _Token) -> str:

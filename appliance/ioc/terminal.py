@@ -16,7 +16,7 @@ from typing import Any, Final
 from appliance.errors import ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.completion import Completer
-from appliance.ioc.editing import prepare_editing
+from appliance.ioc.editing import plain, prepare_editing
 from appliance.ioc.lines import run_line, words_of
 from appliance.ioc.script import ScriptRunner
 
@@ -92,7 +92,7 @@ def run_terminal() -> bool:
             error = failure
         dbcore.flush_output()
         if error is not None:
-            text = str(error)
+            text = plain(str(error))
             sys.stderr.write(f"{text if text.startswith(words[0]) else f'{words[0]}: {text}'}\n")
             sys.stderr.flush()
     dbcore.flush_output()

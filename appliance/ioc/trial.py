@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from appliance.errors import ConfigurationError
-from appliance.ioc import locate
+from appliance.ioc import dbcore, locate
 from appliance.ioc.config import CaPutLogPlan, LibraryStep, LoadStep, Plan, is_substitutions
 from appliance.ioc.dbcore.streams import written
 from appliance.ioc.dbcore.words import complaint, plain
+from appliance.ioc.script import placed
 
 __all__ = ["Trial", "TrialResult", "check_file", "plan_from_json"]
 
@@ -109,11 +110,16 @@ class Trial:
             name = _died(self._child.returncode)
             raise ConfigurationError(f"EPICS Base crashes ({name}) in: {command[:200]}", file=file, line=line)
         if "end" not in last:
-            with chdir(self._plan.folder or "."):
-                raise _crashed(self._child.returncode, at, said)
+            # Names of files are relative to where the script had gone.
+            with chdir(last.get("folder") or self._plan.folder or "."):
+                error = _crashed(self._child.returncode, at, said)
+            ran = next((each["running"] for each in reversed(told) if "running" in each), None)
+            if ran is not None and at is not None and at.file != "iocInit":
+                raise placed(error, ran[0], ran[1])
+            raise error
         end = last["end"]
-        if (error := end.get("error")) is not None:
-            raise ConfigurationError(**error)
+        if (fault := end.get("error")) is not None:
+            raise ConfigurationError(**fault)
         return TrialResult(
             tuple(end["warnings"]),
             tuple(end["faults"]),
@@ -161,7 +167,11 @@ def check_file(plan: Plan, step: LoadStep) -> None:
         ConfigurationError: The parser crashes on the file.
     """
     alone = Plan(
-        definition=plan.definition, libraries=plan.libraries, databases=(step,), folder=str(Path.cwd())
+        definition=plan.definition,
+        libraries=plan.libraries,
+        databases=(step,),
+        folder=str(Path.cwd()),
+        template_names=dbcore.most_template_names() if is_substitutions(step.file) else 0,
     )
     trial = Trial(alone)
     try:

@@ -13,7 +13,8 @@ from typing import Any, Final, NoReturn
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
-from appliance.ioc.access import read_access_file
+from appliance.ioc.access import read_access_file, undefined_groups
+from appliance.ioc.afterwards import Afterwards
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
 from appliance.ioc.config import LoadStep
@@ -23,7 +24,7 @@ from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.lines import REGISTRAR, run_line, words_of
 from appliance.ioc.loading import Loading
 from appliance.ioc.macros import expand_known, parse_macros
-from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS
+from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS, check_start
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
 
@@ -57,45 +58,49 @@ class _Child:
         self.commands: frozenset[str] | None = None
         self.ended: _Ended | None = None
         """Why the trial must end with the command that runs now."""
-        self.is_asked_to_initialise = False
+        self.afterwards: Afterwards | None = None
+        self.folder = ""
+        """Where the script was at iocInit."""
 
     def tell(self, **what: Any) -> None:
         os.write(self.answer, (json.dumps(what) + "\n").encode())
 
     def reading(self, step: LoadStep) -> None:
-        self.tell(reading=list(step))
+        self.tell(reading=list(step), folder=os.getcwd())  # noqa: PTH109 - for chdir
 
     def before(self, line: str, words: list[str]) -> bool:
         self.tell(running=[*self.loading.script.where, line])
         if words[:1] and words[0] in _INIT:
-            self.initialise()
+            self.begin_afterwards()
+            return False
         return self.permits(line, words)
 
     def permits(self, line: str, words: list[str]) -> bool:
         """Whether a trial runs a command.
 
         Raises:
+            ApplianceError: A start would fail at this command.
             _Ended: The trial must end here.
         """
+        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
+        if self.afterwards is not None:
+            return self.afterwards.runs(line) and ">" not in unquoted
         if words[:1] == ["dlload"]:
             raise _Ended(_LOADS_CODE)
         if self.loading.libraries.declared and words and self.may_be_site_code(words):
             raise _Ended(f"{words[0]!r} may be a command of C code, which a trial must not run")
         if self.loading.libraries.declared and words[:1] and words[0].endswith(REGISTRAR):
             return False
-        unquoted = re.sub(r'"(?:[^"\\]|\\.)*"', "", line)
         return bool(words) and words[0] not in _OUTSIDE and ">" not in unquoted
 
     def after(self) -> None:
-        """Do what a command has asked for that was not to be seen in its line: EPICS replaces macros, and some commands run others.
+        """End the trial if a command that was not to be seen in its line has asked for it: EPICS replaces macros, and some commands run others.
 
         Raises:
             _Ended: The trial must end here.
         """
         if self.ended is not None:
             raise self.ended
-        if self.is_asked_to_initialise:
-            self.initialise()
 
     def register_stand_ins(self) -> None:
         """Replace the commands that a trial must not run, however a script calls them, and those that run others."""
@@ -103,14 +108,17 @@ class _Child:
         for name in _OUTSIDE - {"exit"}:
             add(name, [], lambda: None)
         for name in _INIT:
-            add(name, [], self.ask_to_initialise)
+            add(name, [], self.begin_afterwards)
         add("dlload", [], lambda: self.end_here(_LOADS_CODE))
         add("iocshCmd", [("command", str)], self.run_inner)
         add("iocshRun", [("command", str), ("macros", str)], self.run_inner)
 
-    def ask_to_initialise(self) -> None:
-        self.is_asked_to_initialise = True
-        raise ApplianceError("the trial initialises when the command has ended")
+    def begin_afterwards(self) -> None:
+        """Note that iocInit is done, as far as the script can see. The trial initialises when it has seen the rest of the script."""
+        if self.afterwards is None:
+            self.afterwards = Afterwards(self.known_commands(), knows_all=not self.loading.libraries.declared)
+            self.loading.is_past_init = self.autosave.is_past_init = True
+            self.folder = os.getcwd()  # noqa: PTH109 - for chdir
 
     def end_here(self, why: str) -> NoReturn:
         self.ended = self.ended or _Ended(why)
@@ -124,8 +132,11 @@ class _Child:
             words = words_of(line)
             if not words or line.startswith("#"):
                 continue
+            if words[0] in _INIT:
+                self.begin_afterwards()
+                continue
             try:
-                runs = words[0] in _INIT or self.permits(line, words)
+                runs = self.permits(line, words)
             except _Ended as why:
                 self.end_here(str(why))
             if runs and (failure := run_line(line)) is not None:
@@ -149,9 +160,13 @@ class _Child:
             return len(words) > 1 and words[1] in variables
         if words[0].endswith(REGISTRAR) or words[0] == "<":
             return False
+        return words[0] not in self.known_commands()
+
+    def known_commands(self) -> frozenset[str]:
+        """Return the names of the shell's commands."""
         if self.commands is None:
             self.commands = frozenset(dbcore.shell_commands())
-        return words[0] not in self.commands
+        return self.commands
 
     def run(self) -> NoReturn:
         loading = self.loading
@@ -162,14 +177,16 @@ class _Child:
             self.site_code()
             loading.register_commands()
             self.autosave.register_commands()
-            _register_server_commands()
+            self.register_server_commands()
             self.register_stand_ins()
             loading.files()
             if loading.plan.acf is not None and loading.plan.channel_access:
                 rules_for_channel_access(read_access_file(loading.plan.acf), lambda _: True)
             if loading.plan.script:
+                self.known_commands()
                 loading.script.run(loading.plan.script)
-            if loading.plan.loads_records:
+                loading.check_access()
+            if loading.plan.loads_records or self.afterwards is not None:
                 self.initialise()
             self.left_out = "nothing initialises the IOC"
         except _Ended as why:
@@ -180,9 +197,26 @@ class _Child:
             self.end(error={"why": str(error)})
         self.end()
 
+    def register_server_commands(self) -> None:
+        """Add commands that need the server: a script may use them, and there is nothing to see yet."""
+        for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
+            dbcore.register_command(name, [], lambda *_: None)
+        dbcore.register_command("asInit", [], self.loading.access_used)
+        for kind in ("caPutLog", "caPutJsonLog"):
+            dbcore.register_command(
+                f"{kind}Init", [("servers", str)], lambda servers, kind=kind: self.put_log(kind, servers)
+            )
+
+    def put_log(self, kind: str, servers: str | None) -> None:
+        """Look whether a command can start the log of puts."""
+        has_rules = self.loading.access_step is not None
+        check_start(kind, servers, is_running=self.loading.is_past_init, has_rules=has_rules)
+
     def initialise(self) -> NoReturn:
         """Do what iocInit does before a record is processed, then make the groups."""
         self.tell(reading=["iocInit", ""])
+        if self.folder:
+            os.chdir(self.folder)
 
         def hook(state: int) -> None:
             if state == InitHook.AFTER_INIT_DATABASE:
@@ -216,7 +250,11 @@ class _Child:
                     self.end(error={"why": self.faults[-1]})
         loading = self.loading
         if loading.access_step is not None:
-            self.warnings.extend(read_access_file(loading.access_step).warnings)
+            security = read_access_file(loading.access_step)
+            self.warnings.extend(security.warnings)
+            if loading.plan.is_check:
+                # A start says so itself, when the rules come into force.
+                self.warnings.extend(undefined_groups(security))
         if loading.plan.is_check:
             self.links()
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
@@ -282,12 +320,6 @@ class _Child:
             )
         dbcore.flush_output()
         os._exit(0)
-
-
-def _register_server_commands() -> None:
-    """Commands that need the server: a script may use them, and there is nothing to see yet."""
-    for name in (*SERVER_COMMANDS, *PUT_LOG_COMMANDS):
-        dbcore.register_command(name, [], lambda *_: None)
 
 
 def main() -> None:

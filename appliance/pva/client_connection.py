@@ -26,6 +26,7 @@ from appliance.pva.events import (
     ClientEvent,
     RemoteMessage,
     SearchAnswered,
+    UpdatesTogether,
     Validated,
 )
 from appliance.pva.limits import DEFAULT_LIMITS, Limits
@@ -125,6 +126,7 @@ class ClientConnection(Connection[ClientEvent]):
         # Without a clock nobody waits: large values take the short way too.
         short = UNPACED if due is not None else 0xFFFFFFFF
         taken = 0
+        together: UpdatesTogether | None = None
         if self.passes_on and end <= COPIED and type(data) is not bytes:
             data = bytes(data)  # cheaper than a copy of each update that is passed on
         most = PASSED_PER_CALL if self.passes_on else EVENTS_PER_CALL
@@ -171,7 +173,13 @@ class ClientConnection(Connection[ClientEvent]):
                         ):
                             # Fields of fixed size, as in the last update: so it is neither too short nor too long.
                             bodies = operation.quick_bodies
-                            if bodies is not None:
+                            if operation.gathered:
+                                if events and events[-1] is together:
+                                    together.items.append((operation, octets[body:after]))
+                                else:
+                                    together = UpdatesTogether([(operation, octets[body:after])])
+                                    events.append(together)
+                            elif bodies is not None:
                                 bodies.append(octets[body:after])
                             else:
                                 operation.add_update(octets[body:after], False, operation.quick_bits, 0)

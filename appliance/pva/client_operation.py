@@ -106,6 +106,7 @@ class ClientOperation:
         "command",
         "connection",
         "context",
+        "gathered",
         "get_type",
         "ioid",
         "last_bits",
@@ -155,6 +156,8 @@ class ClientOperation:
         ``any``: its octets mean nothing elsewhere. Then values come decoded, as without it."""
         self.measure: Measurer | None = None
         """Measures little-endian values if ``raw``."""
+        self.gathered = False
+        """Raw: whether updates that are like the last one come together with those of other operations (`UpdatesTogether`)."""
         self.pending: MonitorOctets | None = None
         """The event of the present read that takes more updates."""
         self.quick_head = b""

@@ -320,6 +320,20 @@ class MonitorOctets(Event):
 
 
 @final
+class UpdatesTogether(Event):
+    """Updates of raw MONITORs that are ``gathered``, of any number of operations, in the order in which they came.
+
+    Each item is an operation and a body as in `MonitorOctets`, little-endian and without an overrun. Its bit set is that of the latest
+    `MonitorOctets` of the operation whose fields all have a fixed size.
+    """
+
+    __slots__ = __match_args__ = ("items",)
+
+    def __init__(self, items: list[tuple[ClientOperation, bytes]]) -> None:
+        self.items = items
+
+
+@final
 class ReplyOctets(Event):
     """The answer with a value to a request of a raw operation: measured and not decoded.
 
@@ -370,6 +384,6 @@ ServerEvent: TypeAlias = (
 ClientEvent: TypeAlias = (
     "RemoteMessage | AuthenticationOffered | Validated | SearchAnswered | ChannelCreated"
     " | ChannelClosed[ClientChannel] | AccessChanged | OperationReady | OperationReply | MonitorUpdate"
-    " | MonitorOctets | ReplyOctets | MonitorFinished | FieldReply | OperationClosed[ClientOperation]"
+    " | MonitorOctets | UpdatesTogether | ReplyOctets | MonitorFinished | FieldReply | OperationClosed[ClientOperation]"
 )
 """What a client has to act on."""

@@ -37,10 +37,13 @@ def wire_bits(kind: StructType, selected: int) -> int:
 
 def encode_answer(kind: StructType, selected: int, store: list[object], *, big: bool) -> bytes:
     """Serialise what follows the sub-command in the answer to a GET: Status OK, bit set, value."""
-    return OK_BYTES + codec(kind, big).encode_marked(store, wire_bits(kind, selected))
+    return codec(kind, big).encode_marked(store, wire_bits(kind, selected), before=OK_BYTES)
 
 
 def encode_update(kind: StructType, selected: int, overrun: int, store: list[object], *, big: bool) -> bytes:
     """Serialise what follows the sub-command in an update of a MONITOR: bit set, value, overrun bit set."""
-    body = codec(kind, big).encode_marked(store, 1 if selected == kind.leaf_mask else selected)
-    return body + (encode_bitset(overrun, big) if overrun else _NO_OVERRUN)
+    return codec(kind, big).encode_marked(
+        store,
+        1 if selected == kind.leaf_mask else selected,
+        after=encode_bitset(overrun, big) if overrun else _NO_OVERRUN,
+    )

@@ -10,7 +10,7 @@ from appliance.pva import commands as c
 from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested, ServerEvent
 from appliance.pva.limits import Limits
 from appliance.pva.octets import Octets, RawArgument, cut
-from appliance.pva.outbox import Outbox
+from appliance.pva.outbox import COPY_LIMIT, Outbox
 from appliance.pva.packing import REPLY, U32
 from appliance.pva.selection import encode_answer, leaves
 from appliance.pva.states import (
@@ -92,7 +92,7 @@ class OperationOwner(Protocol):
 class Encodable(Protocol):
     """An update that can be serialised for a subscriber."""
 
-    def encoded(self, mask: int, big: bool) -> bytes:
+    def encoded(self, mask: int, big: bool) -> Buffer:
         """Return what ``encode_update`` makes of it, or the same octets from elsewhere."""
 
 
@@ -449,9 +449,17 @@ class ServerOperation:
         outbox.chunks.append(reply)
         return len(reply)
 
-    def _send_reply(self, tail: bytes, sub: int) -> None:
+    def _send_reply(self, tail: Buffer, sub: int) -> None:
         outbox = self.outbox
-        outbox.send_parts(self.command, [U32[outbox.big].pack(self.ioid) + bytes((sub,)), tail])
+        size = len(tail)
+        if size <= COPY_LIMIT or outbox.segment_size:
+            outbox.send_parts(self.command, [U32[outbox.big].pack(self.ioid) + bytes((sub,)), tail])
+            return
+        outbox.chunks.append(
+            REPLY[outbox.big].pack(c.MAGIC, c.VERSION, outbox.flags, self.command, 5 + size, self.ioid, sub)
+        )
+        outbox.chunks.append(tail)
+        outbox.size += 13 + size
 
     def reply_octets(self, status: Status, tail: bytes) -> None:
         """Answer the request in progress with a value that is serialised already, in our byte order.
@@ -532,7 +540,7 @@ class ServerOperation:
         """Whether an update may be sent now: started, and the window of a pipeline is open."""
         return self.state is EXECUTING and (not self.pipeline or self.window > 0)
 
-    def send_update(self, body: bytes) -> None:
+    def send_update(self, body: Buffer) -> None:
         """Send one update; do nothing if the client has gone.
 
         Args:

@@ -114,12 +114,15 @@ class Codec:
         """Encode the fields of ``bits``; a structure's bit stands for everything below it."""
         return b"".join(self._parts(store, bits))
 
-    def encode_marked(self, store: list[Any], bits: int) -> bytes:
-        """Encode the bit set ``bits`` and then its fields, as in a message."""
+    def encode_marked(self, store: list[Any], bits: int, *, before: bytes = b"", after: bytes = b"") -> bytes:
+        """Encode the bit set ``bits`` and then its fields, as in a message.
+
+        What stands before and after them is given here: adding it later would copy an array again.
+        """
         plan = self._encoders.get(bits)
         if plan is None:
             plan = self._plan_encoder(bits)
-        return b"".join((encode_bitset(bits, self.big), *plan(store)))
+        return b"".join((before, encode_bitset(bits, self.big), *plan(store), after))
 
     def encode_partial_chunks(self, store: list[Any], bits: int) -> list[Part]:
         """Encode as ``encode_partial`` does, into buffers as ``encode_chunks`` does."""

@@ -19,6 +19,7 @@ from appliance.pva.server_operation import PreparedAnswer, ServerOperation
 from appliance.pva.states import DEAD, EXECUTING
 from appliance.pva.status import Status
 from appliance.pvdata.bitset import encode_bitset
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.pvrequest import request_mask, request_options
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
@@ -331,26 +332,37 @@ class Update:
         self.bits = bits
         self.overrun = overrun
         """Fields that lost an earlier change to squashing."""
-        self._encoded: tuple[int, bool, bytes] | dict[tuple[int, bool], bytes] | None = None
+        self._encoded: tuple[int, bool, Buffer] | dict[tuple[int, bool], Buffer] | None = None
 
-    def encoded(self, mask: int, big: bool) -> bytes:
+    def keep(self, body: Buffer, *, big: bool) -> None:
+        """Keep the octets for those who have asked for all of the fields, from a handler that has made them itself.
+
+        Args:
+            body: What ``encode_update`` would make. It never changes afterwards.
+            big: Whether its numbers are big-endian.
+        """
+        self._encoded = (self.bits, big, body)
+
+    def encoded(self, mask: int, big: bool) -> Buffer:
         """Return the octets for a subscription with ``mask``."""
+        # Other fields than those that changed make no difference, and what was lost is among those.
+        selected = self.bits & mask
         known = self._encoded
         if known is None:
-            body = encode_update(self.kind, self.bits & mask, self.overrun & mask, self.store, big=big)
-            self._encoded = (mask, big, body)
+            body: Buffer = encode_update(self.kind, selected, self.overrun & mask, self.store, big=big)
+            self._encoded = (selected, big, body)
             return body
         if type(known) is tuple:
-            known_mask, known_big, body = known
-            if known_mask == mask and known_big is big:
+            known_bits, known_big, body = known
+            if known_bits == selected and known_big is big:
                 return body
-            known = {(known_mask, known_big): body}
+            known = {(known_bits, known_big): body}
             self._encoded = known
         assert isinstance(known, dict)
-        body_ = known.get((mask, big))
+        body_ = known.get((selected, big))
         if body_ is None:
-            body_ = encode_update(self.kind, self.bits & mask, self.overrun & mask, self.store, big=big)
-            known[mask, big] = body_
+            body_ = encode_update(self.kind, selected, self.overrun & mask, self.store, big=big)
+            known[selected, big] = body_
         return body_
 
     def squash(self, later: Update) -> Update:
@@ -485,6 +497,37 @@ class Subscription(Operation):
         if not self.waits:
             self.waits = True
             self.channel.dirty(self)
+
+    def send_octets(self, bits: int, body: Buffer, *, big: bool) -> bool:
+        """Send an update that is serialised already, if nothing else waits to be sent.
+
+        Args:
+            bits: The fields that it has, in leaf form.
+            body: What ``encode_update`` makes. It never changes afterwards.
+            big: Whether its numbers are big-endian.
+
+        Returns:
+            Whether it was sent: post it if not. It is not if the client has not asked for all of the fields, or uses the other byte order.
+        """
+        wire = self.wire
+        outbox = wire.outbox
+        channel = self.channel
+        if (
+            wire.mask & bits != bits
+            or outbox.big is not big
+            or self.queue
+            or self.finishing
+            or channel.owner.held is not None
+            or not channel.stream.writable
+            or outbox.size > PUMP_LIMIT
+            or not wire.may_send
+        ):
+            return False
+        wire.send_update(body)
+        self.posted += 1
+        if not channel.stream.flush_pending:
+            channel.stream.schedule_flush()
+        return True
 
     def post_ahead(self, update: Update) -> None:
         """Queue ``update``; if the queue is full, send first what the client accepts.

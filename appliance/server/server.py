@@ -149,6 +149,7 @@ class Server:
         """Connections from relays whose client is not known yet."""
         self._tls = tls
         self._standby = False
+        self._is_quiet = False
         self._limits = limits
         self._segment_size = segment_size
         self._max_connections = max_connections
@@ -397,6 +398,20 @@ class Server:
         if standby and close:
             self.close_peers(ApplianceError("the server is in standby"))
 
+    def keep_quiet(self) -> None:
+        """Send no beacons until `announce`: there is little to be found yet.
+
+        Clients search at once when they hear of a server for the first time, and only then.
+        """
+        self._is_quiet = True
+
+    def announce(self) -> None:
+        """Send a burst of beacons: there is something new to be found."""
+        self._is_quiet = False
+        self.change_count += 1
+        if self._announcer is not None:
+            self._announcer.hurry()
+
     @property
     def standby(self) -> bool:
         """Whether the server answers nobody at present."""
@@ -536,11 +551,11 @@ class Server:
                     send(SearchResponse(self.guid, request.sequence, None, port, protocol, True, found))
 
     def beacon(self, number: int) -> Beacon | None:
-        """Return the beacon of this number; None while the server answers nobody."""
+        """Return the beacon of this number; None while the server answers nobody or keeps quiet."""
         # One beacon, of "tcp", as PVXS sends it: Phoebus logs a warning for each that names anything else. A beacon only
         # says that a server is there; which transport it offers is what the search is answered with.
         port = self.tcp_port or (self.tls_port if self._tls is not None else 0)
-        if self._standby or not port:
+        if self._standby or self._is_quiet or not port:
             return None
         return Beacon(self.guid, number, self.change_count, None, port, "tcp")
 

@@ -51,6 +51,8 @@ _messages: Final = logging.getLogger("appliance.transport.messages")
 _U32: Final = Struct("=I")
 _JOIN_LIMIT: Final = 256 * 1024
 """Octets up to which output is joined to one buffer; above, chunks go out as they are."""
+_JOIN_SHORT: Final = 8192
+"""Octets of an average chunk up to which plain output is joined: copying longer ones costs more than a place in ``writev``."""
 
 
 EventT = TypeVar("EventT", bound=Event)
@@ -530,7 +532,7 @@ class StreamLink(asyncio.Protocol):
                 return
             size = sum(map(len, chunks))
             self.sent += size
-            if size <= _JOIN_LIMIT:
+            if size <= _JOIN_LIMIT and size < _JOIN_SHORT * len(chunks):
                 transport.write(b"".join(chunks))
             else:
                 transport.writelines(chunks)

@@ -155,6 +155,21 @@ def test_apt_is_asked_in_one_place_for_what_is_missing_alone(path):
     assert "spva_common_missing | length > 0" in task["when"]
 
 
+def test_the_test_hosts_have_the_packages_that_roles_ask_for_and_no_others():
+    asked = set()
+    for path in (ROOT / "roles").glob("*/defaults/main.yml"):
+        found = load(path) or {}
+        asked.update(*(value for name, value in found.items() if name.endswith("_packages")))
+    for path in (ROOT / "roles").glob("*/tasks/*.yml"):
+        for task in every_task(load(path)):
+            need = task.get("vars", {}).get("spva_common_need", "")
+            asked.update(need if isinstance(need, list) else ())
+    (archived,) = re.findall(
+        r'^ARCHIVED="([^"]*)"$', (ROOT / "molecule/hosts/spva-hosts").read_text(), re.MULTILINE
+    )
+    assert set(archived.split()) == asked
+
+
 @pytest.mark.parametrize(
     ("there", "missing"),
     [(["dpkg"], []), (["dpkg", "no-such-package-anywhere"], ["no-such-package-anywhere"])],

@@ -93,10 +93,14 @@ class Served:
                 seen = self.stream.hub.events
                 await asyncio.sleep(0.02)
 
-    async def clog(self, names: Sequence[str]) -> None:
-        """Change records until the connections of all clients take nothing more."""
+    def shrink(self) -> None:
+        """Let the kernel hold only little for each client."""
         for link in self.server.peers:
             link._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    async def clog(self, names: Sequence[str]) -> None:
+        """Change records until the connections of all clients take nothing more."""
+        self.shrink()
         number = 1000
         async with asyncio.timeout(120):
             while any(link.writable for link in self.server.peers):

@@ -40,6 +40,8 @@ class Autosave:
 
     def __init__(self, *, is_trial: bool = False) -> None:
         self._is_trial = is_trial
+        self.is_past_init = False
+        """Whether a trial has come to iocInit, which it runs last."""
         self._made: set[str] = set()
         """The request files that commands make."""
         self._folders = Folders()
@@ -161,7 +163,7 @@ class Autosave:
             )
 
     def _add_restore(self, file: str | None, macros: str | None, *, is_late: bool) -> None:
-        if dbcore.ioc_state() is not dbcore.IocState.VOID:
+        if self.is_past_init or dbcore.ioc_state() is not dbcore.IocState.VOID:
             raise ApplianceError(
                 "call it before iocInit, which restores the files; fdbrestore restores a file now"
             )

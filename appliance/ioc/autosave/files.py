@@ -38,7 +38,8 @@ class Folders:
             if path.is_file():
                 return str(path), read_text(path, "the request file")
         raise ConfigurationError(
-            f"there is no such request file in {', '.join(each or 'the current folder' for each in folders)}",
+            f"there is no such request file in {', '.join(each or 'the current folder' for each in folders)}; "
+            "set_requestfile_path adds a folder",
             file=file,
         )
 

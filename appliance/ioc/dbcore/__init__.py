@@ -8,11 +8,13 @@
 :mod:`.put_value`     a value in the memory that a put reads
 :mod:`.dbr`           options of dbChannelGet and the layout of what it writes
 :mod:`.many`          a lock of several records, reading many
+:mod:`.array_read`    arrays of numbers, read into the memory of the message that they will be sent in
 :mod:`.blocking_put`  puts that wait until processing ends
 :mod:`.number_read`   value, alarm, time and properties of a number in one call
 :mod:`.number_view`   a number or short text with its alarm and time in the record's own memory, for updates
 :mod:`.number_rows`   the same for hundreds of records, by numpy
 :mod:`.events`        database events in batches
+:mod:`.wakers`        how an event wakes the event loop itself
 :mod:`.output`        what shell commands print
 :mod:`.errlog`        what EPICS reports while it serves
 :mod:`.restore`       saved values, put back before and after records are initialised
@@ -51,6 +53,14 @@ Python with the record locked for every such put.
 
 from __future__ import annotations
 
+from appliance.ioc.dbcore.array_read import (
+    ROOM_BEFORE,
+    ArrayReader,
+    ArrayReading,
+    can_read_array,
+    forget_locks,
+    read_arrays,
+)
 from appliance.ioc.dbcore.blocking_put import BlockingPut, put_notify
 from appliance.ioc.dbcore.boot import (
     IocState,
@@ -86,6 +96,7 @@ from appliance.ioc.dbcore.callbacks import (
     register_device,
     register_exit,
     register_function,
+    skip_registrar,
 )
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
 from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
@@ -126,6 +137,8 @@ from appliance.ioc.dbcore.records import (
     records,
 )
 from appliance.ioc.dbcore.restore import put_saved, restore
+from appliance.ioc.dbcore.template import most_template_names, set_most_template_names
+from appliance.ioc.dbcore.through import printed_through
 from appliance.ioc.dbcore.traps import TrappedPut, on_trapped_put
 
 __all__ = [
@@ -135,7 +148,10 @@ __all__ = [
     "DBE_PROPERTY",
     "DBE_VALUE",
     "EXIT_RECORDS",
+    "ROOM_BEFORE",
     "AlarmLimits",
+    "ArrayReader",
+    "ArrayReading",
     "BlockingPut",
     "DBChannel",
     "EventHub",
@@ -156,6 +172,7 @@ __all__ = [
     "TrappedPut",
     "boot",
     "build_isolated",
+    "can_read_array",
     "can_read_number",
     "can_view_number",
     "can_view_text",
@@ -165,6 +182,7 @@ __all__ = [
     "exists",
     "expand_environment",
     "flush_output",
+    "forget_locks",
     "get_many",
     "give_errors_back",
     "info_items",
@@ -178,12 +196,15 @@ __all__ = [
     "load_records_text",
     "load_template",
     "macro_text",
+    "most_template_names",
     "on_init_hook",
     "on_trapped_put",
     "output_since",
     "output_so_far",
+    "printed_through",
     "put_notify",
     "put_saved",
+    "read_arrays",
     "reading_of",
     "record_count",
     "record_group",
@@ -199,12 +220,14 @@ __all__ = [
     "serves_channel_access",
     "set_access_file",
     "set_log_prefix",
+    "set_most_template_names",
     "shell_capture",
     "shell_command",
     "shell_commands",
     "shell_line",
     "shell_print",
     "shutdown",
+    "skip_registrar",
     "take_errors",
     "view_numbers",
 ]

@@ -283,6 +283,8 @@ registerAllRecordDeviceDrivers = _bind(core, c_long, "registerAllRecordDeviceDri
 registryFunctionAdd = _bind(core, c_int, "registryFunctionAdd", c_char_p, c_void_p)
 registryDeviceSupportAdd = _bind(core, c_int, "registryDeviceSupportAdd", c_char_p, c_void_p)
 dbLoadTemplate = _bind(core, c_int, "dbLoadTemplate", c_char_p, c_char_p)
+#: How many names a pattern of a substitution file may have; the room for macros follows from it.
+dbTemplateMaxVars: Final = c_int.in_dll(core, "dbTemplateMaxVars")
 iocBuildIsolated = _bind(core, c_int, "iocBuildIsolated")
 iocInit = _bind(core, c_int, "iocInit")
 getIocState = _bind(core, c_int, "getIocState")

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _SOFT_ALARM, _INVALID_ALARM = 15, 3
 _RECORD_FUNCTION: Final = ctypes.CFUNCTYPE(c_long, c_void_p)
 _HOOK_FUNCTION: Final = ctypes.CFUNCTYPE(None, c_int)
+_NOTHING: Final = ctypes.CFUNCTYPE(None)
 _COMMAND_FUNCTION: Final = ctypes.CFUNCTYPE(None, c_void_p)
 
 _SCALARS: Final[dict[int, Any]] = {
@@ -155,6 +156,17 @@ def register_function(name: str, function: Callable[[RecordView], int | None]) -
     kept = ctypes.create_string_buffer(name.encode())
     keep(kept)
     _c.registryFunctionAdd(ctypes.cast(kept, c_char_p), ctypes.cast(_guarded(name, function), c_void_p))
+
+
+def skip_registrar(name: str) -> None:
+    """Make a registrar of EPICS Base do nothing, because what it would register is registered already; before :func:`.boot.boot`.
+
+    EPICS refuses a second function of the same name, prints a line about it, and skips what follows in that registrar.
+    """
+    nothing = _NOTHING(lambda: None)
+    keep(nothing)
+    # What the declaration ``registrar(name)`` finds: a pointer to the function (epicsExportRegistrar).
+    c_void_p.in_dll(ctypes.CDLL(None), f"pvar_func_{name}").value = ctypes.cast(nothing, c_void_p).value
 
 
 #: Records of softIoc's ``-x PREFIX``, with the macro IOC; see :func:`register_exit`.

@@ -126,7 +126,6 @@ class DBChannel:
     __slots__ = (
         "_arguments",
         "_buffer",
-        "_has_filters",
         "_process_channel",
         "_unpack",
         "address",
@@ -137,6 +136,7 @@ class DBChannel:
         "field",
         "final_type",
         "form",
+        "has_filters",
         "is_array",
         "is_link",
         "is_plain",
@@ -170,6 +170,8 @@ class DBChannel:
     is_string: bool
     #: INLINK, OUTLINK or FWDLINK
     is_link: bool
+    #: what is read passes filters of the name
+    has_filters: bool
     #: one element, not of an array, without filters: read the short way; False once closed
     is_plain: bool
     #: choices of a menu field; None for other fields
@@ -247,9 +249,9 @@ class DBChannel:
         long_string = final == _c.DBF_CHAR and self.elements != 1 and self.form == "String"
         self.is_array = self.elements != 1 and not long_string
         self.is_string = final == _c.DBF_STRING or long_string
-        self._has_filters = bool(channel.pre_chain.count or channel.post_chain.count)
+        self.has_filters = bool(channel.pre_chain.count or channel.post_chain.count)
         # An array of at most one element may be empty, and then a get leaves the buffer as it was.
-        self.is_plain = self.elements == 1 and not self._has_filters and addr.special != _SPC_DBADDR
+        self.is_plain = self.elements == 1 and not self.has_filters and addr.special != _SPC_DBADDR
         self._prepare(scalar=self.elements == 1)
 
     def _prepare(self, *, scalar: bool) -> None:
@@ -340,7 +342,7 @@ class DBChannel:
         """
         if self.is_plain:
             return self._get_plain(_get_field_fast)
-        if self._has_filters:
+        if self.has_filters:
             with self.locked():
                 return self.get_locked()
         if self.elements == 1:
@@ -366,7 +368,7 @@ class DBChannel:
         if self.is_plain:
             return self._get_plain(_get_held)
         self.refuse_closed()
-        log = self._read_log() if self._has_filters else None
+        log = self._read_log() if self.has_filters else None
         try:
             if self.elements == 1:
                 return self._get_scalar(_c.dbChannelGet, log)
@@ -523,7 +525,11 @@ class DBChannel:
             self._set_byte("RPRO", 1)
             return True
         self._set_byte("PUTF", 1)
-        _check(_c.dbProcess(self.record_address), f"cannot process {self.record}")
+        if status := _c.dbProcess(self.record_address):
+            # Mostly -1 alone; the alarm says more: which link, or why its put was not done.
+            alarm = text_at(self.record_address, common_field("AMSG"))
+            told = f", with the alarm {alarm!r}" if alarm else ""
+            raise OperationError(f"cannot process {self.record}: {status_text(status)}{told}")
         return True
 
     def _scan(self) -> int:

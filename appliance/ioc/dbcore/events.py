@@ -29,6 +29,7 @@ from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.channel import DBChannel
 from appliance.ioc.dbcore.rings import CallbackRing, PointerRing, Ring, ring_works
+from appliance.ioc.dbcore.wakers import LoopWaker, Wake, waker_works
 
 _log = logging.getLogger(__name__)
 
@@ -141,13 +142,18 @@ class EventHub:
             raise ApplianceError("EPICS cannot make a context for database events")
         if _c.db_start_events(self._context, name.encode(), None, None, _PRIORITY):
             raise ApplianceError("EPICS cannot start the thread for database events")
+        self._trigger = Wake(ctypes.cast(_c.com.epicsEventTrigger, c_void_p), self._event)
+        self._waker = (
+            LoopWaker(loop, self._woken) if loop is not None and self.is_direct and waker_works() else None
+        )
+        self._looks_again = False
         self._thread = threading.Thread(target=self._wait, name=f"{name}-events", daemon=True)
         self._thread.start()
 
     # -- subscriptions -----------------------------------------------------------------------------------------
 
     def subscribe(
-        self, channel: DBChannel, mask: int, key: Hashable, *, enabled: bool = True
+        self, channel: DBChannel, mask: int, key: Hashable, *, enabled: bool = True, at_once: bool = False
     ) -> EventSubscription:
         """Subscribe to a channel (db_add_event).
 
@@ -158,6 +164,8 @@ class EventHub:
             mask: DBE_VALUE, DBE_ARCHIVE, DBE_ALARM, DBE_PROPERTY, or several of them.
             key: passed to :attr:`deliver`; must be hashable.
             enabled: False to start with :meth:`EventSubscription.enable`.
+            at_once: each event wakes the loop itself, where that is possible. This costs a system call for each event, and saves
+                the waiting thread: for values that cost more than that.
 
         Raises:
             ApplianceError: there is a subscription with this mask already, or EPICS has no memory left.
@@ -174,8 +182,8 @@ class EventHub:
         trigger = None
         if event and self.is_direct:
             # Added after the ring, so that it is also queued after it.
-            wake = ctypes.cast(_c.com.epicsEventTrigger, c_void_p)
-            trigger = _c.db_add_event(self._context, channel.address, wake, self._event, mask)
+            wake = self._waker if at_once and self._waker is not None else self._trigger
+            trigger = _c.db_add_event(self._context, channel.address, wake.function, wake.argument, mask)
         if not event or (self.is_direct and not trigger):
             with self._lock:
                 del keys[channel.address]
@@ -239,6 +247,19 @@ class EventHub:
 
     # -- the loop's thread -------------------------------------------------------------------------------------
 
+    def _woken(self) -> None:
+        """Take events: one has woken the loop itself."""
+        assert self._loop is not None
+        if not self._looks_again:
+            self._looks_again = True
+            self._loop.call_later(_GRACE_S, self._look_again)
+        self._drain()
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        if not self._closed and self._waiting():
+            self._woken()
+
     def _drain(self) -> None:
         if self._closed:
             return
@@ -280,6 +301,8 @@ class EventHub:
             self._thread.join()
         _c.db_close_events(self._context)
         self._context.value = None
+        if self._waker is not None:
+            self._waker.close()
         for ring, _ in self._rings.values():
             ring.close()
         self._rings.clear()

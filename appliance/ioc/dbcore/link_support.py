@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_double, c_int, c_long, c_longlong, c_short, c_size_t, c_uint, c_void_p
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -18,7 +17,6 @@ from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import IocState, ioc_state, keep, load_definition_text
 from appliance.ioc.dbcore.dbr import ITEM_SIZES
-from appliance.ioc.dbcore.many import ManyLock
 from appliance.ioc.dbcore.output import shell_print
 from appliance.ioc.dbcore.records import common_place, record_name_of, record_type_of
 
@@ -34,11 +32,8 @@ __all__ = [
     "complete_put",
     "cut",
     "declaration",
-    "process_record",
-    "process_together",
     "raw",
     "register_link_type",
-    "scan_once",
     "text",
 ]
 
@@ -102,6 +97,13 @@ class LinkEnd(Protocol):
 
     def read(self, dbr: int, most: int | None) -> LinkReading:
         """Read up to ``most`` elements; None means one, whose place must be filled."""
+
+    def read_number(self, dbr: int) -> bytes | None:
+        """Read one plain number, the short way.
+
+        Returns:
+            Its octets; None if it must be read in the long way, for instance because there is a severity or a time for the record.
+        """
 
     def limits(self, names: tuple[str, ...]) -> list[float | None] | None:
         """Return limits by their dotted paths; None if it is not connected."""
@@ -179,7 +181,6 @@ class _Stamp(ctypes.Structure):
 
 _Doubles = POINTER(c_double)
 _ENUM16 = POINTER(ctypes.c_ushort)
-_USER: Final = ctypes.CFUNCTYPE(c_long, c_void_p, c_void_p)
 _CONTROL: Final = ("control.limitLow", "control.limitHigh")
 _DISPLAY: Final = ("display.limitLow", "display.limitHigh")
 _ALARM: Final = (
@@ -201,7 +202,7 @@ def _format(text: str) -> bytes:
 class _Text:
     """A link while its text is parsed, and afterwards."""
 
-    __slots__ = ("end", "key", "kind", "memory", "options", "said")
+    __slots__ = ("end", "key", "kind", "link", "memory", "options", "said")
 
     def __init__(self, kind: int) -> None:
         self.kind = kind
@@ -210,6 +211,32 @@ class _Text:
         self.said: list[tuple[str, Any]] = []
         self.options: Any = None
         self.end: LinkEnd | None = None
+        self.link = 0
+        """Address of the open link."""
+
+
+class _Numbers:
+    """Where EPICS wanted the number of a link the last time: a record mostly asks for it in the same place."""
+
+    __slots__ = ("read", "size", "target", "view")
+
+    def __init__(self, end: LinkEnd) -> None:
+        self.read = end.read_number
+        self.target = self.size = 0
+        self.view: memoryview | None = None
+
+    def write(self, target: int, data: bytes) -> None:
+        """Write a number to a place of EPICS."""
+        size = len(data)
+        if target != self.target or size != self.size:
+            self.target, self.size, self.view = target, size, None
+            ctypes.memmove(target, data, size)
+            return
+        view = self.view
+        if view is None:
+            # Twice in the same place: from now on no call is needed.
+            view = self.view = memoryview((ctypes.c_char * size).from_address(target)).cast("B")
+        view[:] = data
 
 
 class _Functions:
@@ -220,11 +247,12 @@ class _Functions:
         self.type = link_type
         self.links: dict[int, _Text] = {}
         """All links that exist, by the address that EPICS knows."""
+        self.ends: dict[int, LinkEnd] = {}
+        """All open links, by the address of the ``struct link``."""
+        self._of = self.ends.get
+        self.numbers: dict[int, _Numbers] = {}
+        """The same links."""
         self.lset = _Lset(isConstant=0, isVolatile=1)
-
-    def _of(self, link: int) -> LinkEnd | None:
-        found = self.links.get(_Link.from_address(link).jlink or 0)
-        return None if found is None else found.end
 
     # -- the text of a link ----------------------------------------------------------------------------------------
 
@@ -237,6 +265,8 @@ class _Functions:
     def free(self, address: int) -> None:
         link = self.links.pop(address, None)
         if link is not None and link.end is not None:
+            self.ends.pop(link.link, None)
+            self.numbers.pop(link.link, None)
             link.end.close()
 
     def _refuse(self, why: str) -> int:
@@ -316,7 +346,9 @@ class _Functions:
             text.kind,
             record_type_of(memory.precord),
         )
-        text.end = self.type.open(place, text.options)
+        text.link = link
+        text.end = self.ends[link] = self.type.open(place, text.options)
+        self.numbers[link] = _Numbers(text.end)
 
     def remove_link(self, _locker: int, link: int) -> None:
         self.free(_Link.from_address(link).jlink or 0)
@@ -340,11 +372,26 @@ class _Functions:
         count[0] = found
         return 0
 
-    def read(self, link: int, dbr: int, target: int, count: Any) -> int:
+    def read(self, link: int, dbr: int, target: int, count: int | None) -> int:
+        try:
+            if count is None:
+                numbers = self.numbers.get(link)
+                if numbers is not None and (data := numbers.read(dbr)) is not None:
+                    numbers.write(target, data)
+                    return 0
+            return self._read(link, dbr, target, count)
+        except Exception as error:  # noqa: BLE001 - as of the others, but without a further call
+            return _failed("read", error)
+
+    def _read(self, link: int, dbr: int, target: int, count: int | None) -> int:
         end = self._of(link)
         if end is None or not 0 <= dbr <= _c.DBF_ENUM:
             return _FAILED
-        most = max(0, count[0]) if count else None
+        if count is None:
+            most = None
+        else:
+            room = c_long.from_address(count)
+            most = max(0, room.value)
         data, elements, severity, message, stamp = end.read(dbr, most)
         record = _Link.from_address(link).precord
         if severity:
@@ -362,8 +409,8 @@ class _Functions:
         elif most is None:
             # Device support passes memory that holds nothing yet.
             ctypes.memset(target, 0, ITEM_SIZES[dbr])
-        if count:
-            count[0] = elements
+        if count is not None:
+            room.value = elements
         return 0
 
     def _limits(self, link: int, names: tuple[str, ...], targets: tuple[Any, ...]) -> int:
@@ -432,10 +479,6 @@ class _Functions:
             tag[0] = found[2]
         return 0
 
-    def do_locked(self, link: int, function: int, private: int | None) -> int:
-        # Alarm and time are those of the latest read, whatever comes in between.
-        return int(_USER(function)(link, private))
-
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def put(self, link: int, dbr: int, source: int, count: int) -> int:
@@ -488,7 +531,7 @@ _LSET: Final[tuple[_Row, ...]] = (
     ("isConnected", _Functions.is_connected, c_int, (c_void_p,)),
     ("getDBFtype", _Functions.field_type, c_int, (c_void_p,)),
     ("getElements", _Functions.elements, c_long, (c_void_p, POINTER(c_long))),
-    ("getValue", _Functions.read, c_long, (c_void_p, c_short, c_void_p, POINTER(c_long))),
+    ("getValue", _Functions.read, c_long, (c_void_p, c_short, c_void_p, c_void_p)),
     ("getControlLimits", _Functions.control_limits, c_long, (c_void_p, _Doubles, _Doubles)),
     ("getGraphicLimits", _Functions.display_limits, c_long, (c_void_p, _Doubles, _Doubles)),
     ("getAlarmLimits", _Functions.alarm_limits, c_long, (c_void_p, _Doubles, _Doubles, _Doubles, _Doubles)),
@@ -499,7 +542,8 @@ _LSET: Final[tuple[_Row, ...]] = (
     ("putValue", _Functions.put, c_long, (c_void_p, c_short, c_void_p, c_long)),
     ("putAsync", _Functions.put_and_wait, c_long, (c_void_p, c_short, c_void_p, c_long)),
     ("scanForward", _Functions.forward, None, (c_void_p,)),
-    ("doLocked", _Functions.do_locked, c_long, (c_void_p, c_void_p, c_void_p)),
+    # Alarm and time are those of the latest read, whatever comes in between; without this function EPICS reads them at once.
+    ("doLocked", None, c_long, (c_void_p, c_void_p, c_void_p)),
     ("getAlarmMsg", _Functions.alarm_message, c_long, (c_void_p, _ENUM16, _ENUM16, c_void_p, c_size_t)),
     (
         "getTimeStampTag",
@@ -540,18 +584,28 @@ def _set_stamp(record: int, stamp: tuple[int, int, int]) -> None:
     ctypes.c_uint64.from_address(record + common_place("UTAG")).value = tag
 
 
+_told: Final[set[tuple[str, str]]] = set()
+"""The kinds of failures that the log has."""
+
+
+def _failed(name: str, error: Exception) -> int:
+    """Log a failure. Records may call many times a second: each kind is told once."""
+    kind = name, type(error).__name__
+    level = logging.DEBUG if kind in _told else logging.ERROR
+    _told.add(kind)
+    _log.log(level, "link support failed in %s", name, exc_info=error)
+    return _FAILED
+
+
 def _guarded(function: Callable[..., Any], result: Any, failed: int) -> Callable[..., Any]:
-    told: set[str] = set()
+    if function.__name__ == "read":
+        return function
 
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
         except Exception as error:  # noqa: BLE001 - an exception must not enter C
-            # Records may call many times a second: each kind of failure is told once.
-            kind = type(error).__name__
-            level = logging.DEBUG if kind in told else logging.ERROR
-            told.add(kind)
-            _log.log(level, "link support failed in %s", function.__name__, exc_info=True)
+            _failed(function.__name__, error)
             return None if result is None else failed
 
     return call
@@ -589,49 +643,7 @@ def register_link_type(name: str, link_type: LinkType) -> None:
         raise ApplianceError(f"links of type {name} cannot be registered")
 
 
-# -- processing, from a thread that holds no lock --------------------------------------------------------------------
-
-
-def _process(record: int, *, only_passive: bool) -> None:
-    """Process a locked record; an active one is processed again when it is done (RPRO)."""
-    if only_passive and ctypes.c_ushort.from_address(record + common_place("SCAN")).value:
-        return
-    if ctypes.c_ubyte.from_address(record + common_place("PACT")).value:
-        ctypes.c_ubyte.from_address(record + common_place("RPRO")).value = 1
-    else:
-        _c.dbProcess(record)
-
-
-@contextmanager
-def _locked(record: int) -> Any:
-    _c.dbScanLock(record)
-    try:
-        yield
-    finally:
-        _c.dbScanUnlock(record)
-
-
-def process_record(record: int, *, only_passive: bool) -> None:
-    """Process the record at an address; waits for its lock.
-
-    Args:
-        record: its address.
-        only_passive: leave it alone unless its SCAN is Passive.
-    """
-    with _locked(record):
-        _process(record, only_passive=only_passive)
-
-
-def process_together(lock: ManyLock, records: list[tuple[int, bool]]) -> None:
-    """Process records in order under one lock of all of them; each with ``only_passive``."""
-    with lock:
-        for record, only_passive in records:
-            _process(record, only_passive=only_passive)
-
-
-def scan_once(record: int) -> None:
-    """Have EPICS process a record soon, in a thread of its own (scanOnce)."""
-    _c.scanOnce(record)
+# -- completion, from a thread that holds no lock ---------------------------------------------------------------------
 
 
 def complete_put(place: LinkPlace, failure: str) -> None:
@@ -641,9 +653,12 @@ def complete_put(place: LinkPlace, failure: str) -> None:
         place: the link.
         failure: why the put was not done, for the record's INVALID alarm; empty if it was done.
     """
-    with _locked(place.record):
+    _c.dbScanLock(place.record)
+    try:
         if not ctypes.c_ubyte.from_address(place.record + common_place("PACT")).value:
             return
         if failure:
             _c.recGblSetSevrMsg(place.record, _LINK_ALARM, _INVALID, _format(failure))
         _c.dbLinkAsyncComplete(place.link)
+    finally:
+        _c.dbScanUnlock(place.record)

@@ -23,6 +23,8 @@ Rows = npt.NDArray[np.intp]
 Octets = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 _FIRST: Final = 64
+_MARGIN: Final = 16 << 20
+"""Octets that are seen below and above a record beyond the others: the next ones lie near it, and looking anew costs more than reading."""
 
 
 class NumberRows:
@@ -73,9 +75,9 @@ class NumberRows:
         self._free.append(row)
 
     def _look_at(self, address: int) -> None:
-        """Let numpy see the memory from the first record to the last. Only octets of records are ever read there."""
-        self._low = min(self._low or address, address)
-        self._high = max(self._high, address + 1)
+        """Let numpy see the memory from the first record to the last, and around. Only octets of records are ever read there."""
+        self._low = min(self._low or address, max(address - _MARGIN, 1))
+        self._high = max(self._high, address + _MARGIN)
         end = max(offset + struct.calcsize("=" + code) for offset, code in self._places)
         memory: Any = (ctypes.c_char * (self._high - self._low + end)).from_address(self._low)
         self._memory = []

@@ -12,7 +12,8 @@ from typing import Any, Final
 from appliance.client.context import Context
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import exists
-from appliance.ioc.dbcore.link_support import LinkPlace, register_link_type, scan_once
+from appliance.ioc.dbcore.link_support import LinkPlace, register_link_type
+from appliance.ioc.dbcore.scanning import scan_once
 from appliance.ioc.groups.source import GroupSource
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.link import PvaLink
@@ -20,7 +21,7 @@ from appliance.ioc.links.local import LocalSource
 from appliance.ioc.links.options import LinkOptions, parse_options
 from appliance.ioc.links.remote import Opened, RemoteClient
 from appliance.ioc.links.report import described, report
-from appliance.ioc.links.worker import Work, Worker
+from appliance.ioc.links.worker import Worker
 from appliance.ioc.record_source import RecordSource
 
 __all__ = ["AllLinks"]
@@ -36,6 +37,8 @@ class AllLinks:
         self._lock = threading.Lock()
         self._channels: dict[ChannelKey, LinkChannel] = {}
         self._worker = Worker()
+        self.push = self._worker.push
+        """Gives work to the worker."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: RemoteClient | None = None
         self._records: RecordSource | None = None
@@ -86,10 +89,6 @@ class AllLinks:
         return described(options, end.channel, level, end.why_bad)
 
     # -- Owner: any thread -------------------------------------------------------------------------------------------
-
-    def push(self, work: Work) -> None:
-        """Give work to the worker."""
-        self._worker.push(work)
 
     def on_loop(self, function: Callable[[], None]) -> None:
         """Call a function on the event loop; before the IOC runs and after its end, nothing happens."""
@@ -188,7 +187,7 @@ class AllLinks:
         if self._client is not None:
             await self._client.close()
         self._loop = None
-        await asyncio.to_thread(self._worker.close)
+        await self._worker.close()
 
     # -- reports -----------------------------------------------------------------------------------------------------
 

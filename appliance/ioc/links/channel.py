@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance.ioc.dbcore import ManyLock
-from appliance.ioc.dbcore.link_support import LinkPlace, complete_put, process_record, process_together
+from appliance.ioc.dbcore.link_support import LinkPlace, complete_put
+from appliance.ioc.dbcore.scanning import Target, process_each, process_together
 from appliance.ioc.links.batch import Batch
+from appliance.ioc.links.latest import Latest
 from appliance.ioc.links.options import LinkOptions
 from appliance.ioc.links.worker import Work
 from appliance.pvdata.types import StructType
 
-__all__ = ["ChannelKey", "Latest", "LinkChannel", "Member", "Source"]
+__all__ = ["ChannelKey", "LinkChannel", "Member", "Source"]
 
 _log: Final = logging.getLogger(__name__)
 _FLAPS: Final = 8
@@ -35,13 +37,6 @@ class ChannelKey(NamedTuple):
     queue_size: int
     pipeline: bool
     local: bool
-
-
-class Latest(NamedTuple):
-    """A complete value; it never changes."""
-
-    kind: StructType
-    store: list[Any]
 
 
 class Member(Protocol):
@@ -140,16 +135,19 @@ class LinkChannel:
         self.put_error = ""
         """Why the latest put failed; empty if it did not."""
         self._owner = owner
+        self._push = owner.push
+        self._queue_size = key.queue_size
         self._lock = threading.Lock()
         self._links: dict[Member, None] = {}
         self._is_reachable = False
         # Updates for the worker, while there are records to process.
         self._pending: deque[Latest | _Lost] = deque()
-        self._is_at_work = False
+        self._spare = 0
+        """How often the worker was asked more than there are updates: some were dropped."""
         self._scans = False
         self._plan_is_old = True
-        self._atomic: list[tuple[int, bool]] = []
-        self._single: list[tuple[int, bool]] = []
+        self._atomic: list[Target] = []
+        self._single: list[Target] = []
         self._many: ManyLock | None = None
         # Puts: written and held back; to be sent; being sent.
         self._held: dict[Member, Any] = {}
@@ -295,25 +293,44 @@ class LinkChannel:
 
     def _complete(self, waits: list[tuple[LinkPlace, str]]) -> None:
         if waits:
-            self._owner.push(_Completion(waits))
+            self._push(_Completion(waits))
 
     # -- updates: on the event loop ----------------------------------------------------------------------------------
 
     def deliver(self, kind: StructType, store: list[Any]) -> None:
         """Take a value, which is complete and does not change any more."""
+        self.take(Latest(kind, store))
+
+    def take(self, item: Latest) -> None:
+        """Take a value."""
+        self.updates += 1
+        if self._scans and self._is_reachable:
+            # No lock: the worker only takes from the other end, and each item that is added asks for it once.
+            pending = self._pending
+            if len(pending) >= self._queue_size and self._replace(item):
+                return
+            pending.append(item)
+            self._push(self)
+            return
         with self._lock:
             self._is_reachable = True
-            self.updates += 1
-            pending = self._pending
-            item = Latest(kind, store)
-            if self._is_at_work and len(pending) >= self.key.queue_size and isinstance(pending[-1], Latest):
-                pending[-1] = item
-                self.squashed += 1
-                return
-            push = self._take(item)
+            push = self._add(item)
             self._schedule()
         if push:
-            self._owner.push(self)
+            self._push(self)
+
+    def _replace(self, item: Latest) -> bool:
+        """Put an item in the place of the last one that waits; return whether that was a value."""
+        pending = self._pending
+        try:
+            if type(pending[-1]) is not Latest:
+                return False
+            pending[-1] = item
+        except IndexError:
+            # The worker has taken all of them meanwhile.
+            return False
+        self.squashed += 1
+        return True
 
     def lost(self, why: str) -> None:
         """Learn that the connection was lost, or that there is none for this reason."""
@@ -327,8 +344,9 @@ class LinkChannel:
             pending = self._pending
             has_room = len(pending) >= self.key.queue_size + _FLAPS
             if has_room:
+                self._spare += len(pending)
                 pending.clear()
-            push = self._take(_Lost(why, (now // _SECOND, now % _SECOND)))
+            push = self._add(_Lost(why, (now // _SECOND, now % _SECOND)))
             # The latest first: its values are those that are tried again.
             running = self._running[::-1]
             # What nobody asked to repeat is dropped: when the server is back, the value may be wrong.
@@ -340,7 +358,7 @@ class LinkChannel:
                     del table[link]
                     waits.append((link.place, f"{self.key.name} Disconn"))
         if push:
-            self._owner.push(self)
+            self._push(self)
         self._complete(waits)
         if has_room:
             self._tell_room()
@@ -350,15 +368,15 @@ class LinkChannel:
             for run in running:
                 self.put_done(run.batch, f"{self.key.name} Disconn", lost=True)
 
-    def _take(self, item: Latest | _Lost) -> bool:
-        """Use an item now, or leave it to the worker; return whether the worker must be told."""
-        if not self._scans and not self._is_at_work:
+    def _add(self, item: Latest | _Lost) -> bool:
+        """Use an item now, or leave it to the worker; return whether the worker must be told. With the lock."""
+        if not self._scans and not self._pending:
             self._use(item)
             return False
         self._pending.append(item)
-        if self._is_at_work:
+        if self._spare:
+            self._spare -= 1
             return False
-        self._is_at_work = True
         return True
 
     def _use(self, item: Latest | _Lost) -> None:
@@ -382,36 +400,43 @@ class LinkChannel:
     # -- processing: in the worker -----------------------------------------------------------------------------------
 
     def work(self) -> bool:
-        """Use one waiting update, and process the records that want to be; return whether more wait."""
+        """Use one waiting update, and process the records that want to be. Each update asks for that once."""
         with self._lock:
-            if self._is_closed and self._many is not None:
-                self._many.close()
-                self._many = None
-            if not self._pending or self._is_closed:
-                self._is_at_work = False
+            pending = self._pending
+            if not pending or self._is_closed:
+                if self._is_closed:
+                    self._free()
+                elif self._spare:
+                    self._spare -= 1
                 return False
-            was_full = len(self._pending) >= self.key.queue_size
-            self._use(self._pending.popleft())
+            is_room = self.key.pipeline and len(pending) >= self._queue_size
+            item = pending.popleft()
+            if self.connected and type(item) is Latest:
+                self.latest = item
+            else:
+                self._use(item)
             if self._plan_is_old:
                 self._plan_is_old = False
-                together, self._single = self._plan()
-                if self._many is not None:
-                    self._many.close()
-                    self._many = None
-                self._atomic = together
+                self._free()
+                self._atomic, self._single = (
+                    [Target(record, only_passive=only_passive) for record, only_passive in plan]
+                    for plan in self._plan()
+                )
             single, atomic = self._single, self._atomic
         if atomic:
             if self._many is None:
-                self._many = ManyLock.of_records(record for record, _ in atomic)
+                self._many = ManyLock.of_records(target.record for target in atomic)
             process_together(self._many, atomic)
-        for record, only_passive in single:
-            process_record(record, only_passive=only_passive)
-        if was_full and self.key.pipeline:
+        if single:
+            process_each(single)
+        if is_room:
             self._owner.on_loop(self._tell_room)
-        with self._lock:
-            if not self._pending:
-                self._is_at_work = False
-            return self._is_at_work
+        return False
+
+    def _free(self) -> None:
+        if self._many is not None:
+            self._many.close()
+            self._many = None
 
     def _plan(self) -> tuple[list[tuple[int, bool]], list[tuple[int, bool]]]:
         """Return the records to process together, and one by one."""
@@ -441,7 +466,7 @@ class LinkChannel:
         with self._lock:
             self._is_closed = True
             self._pending.clear()
-        self._owner.push(self)
+        self._push(self)
 
     def __repr__(self) -> str:
         return f"<LinkChannel {self.key.name}>"

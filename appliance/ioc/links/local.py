@@ -16,6 +16,7 @@ from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
 from appliance.ioc.record_pv import RecordPV
 from appliance.pva.selection import leaves
+from appliance.pvdata.primitives import Buffer
 from appliance.pvdata.types import StructType
 from appliance.pvdata.value import Value
 from appliance.server.operation import Update
@@ -55,6 +56,10 @@ class _Reader:
 
     def sender(self, _bits: int, _code: str, _overrun: int = 0) -> None:
         """Give no short way: there are no octets."""
+
+    def send_octets(self, _bits: int, _body: Buffer, *, big: bool) -> bool:
+        """Take no octets."""
+        return False
 
     def post(self, update: Update) -> None:
         """Take an update."""

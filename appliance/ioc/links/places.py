@@ -7,7 +7,7 @@ from typing import Any, Final
 from appliance.errors import PVDataError
 from appliance.ioc.links.values import Choice, is_enum
 from appliance.pvdata.store import AnyValue, UnionValue
-from appliance.pvdata.types import StructType, TypeDesc
+from appliance.pvdata.types import ScalarType, StructType, TypeDesc
 from appliance.pvdata.value import Value
 
 __all__ = ["Places"]
@@ -81,6 +81,17 @@ class Places:
     def has_value(self) -> bool:
         """Whether the PV has a value there."""
         return self._value is not None
+
+    @property
+    def number(self) -> int:
+        """The field that holds the value if it is a number or the choice of an enumeration; -1 if it is neither."""
+        if not isinstance(self._value, int):
+            return -1
+        kind = self.value_type
+        if kind is not None and is_enum(kind):
+            assert isinstance(kind, StructType)
+            return self._value + kind.offsets["index"]
+        return self._value if isinstance(kind, ScalarType) and kind.fmt else -1
 
     @property
     def target(self) -> tuple[str, TypeDesc] | None:

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
-from appliance.client.channel import Waiter
+from appliance.client.channel import Channel, Waiter
 from appliance.client.context import Context
 from appliance.client.inputs import PAUSE_POLL_S
 from appliance.client.monitor import Connected, Disconnected, Monitor
@@ -16,6 +16,9 @@ from appliance.client.requests import PutRequest
 from appliance.errors import ApplianceError, ChannelClosedError
 from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
+from appliance.ioc.links.latest import Assembly, Latest
+from appliance.pva.events import MonitorOctets
+from appliance.pva.status import Status
 from appliance.pvdata.value import Value
 
 __all__ = ["Opened", "RemoteClient", "RemoteSource"]
@@ -44,6 +47,67 @@ class _PutWaiter(Waiter):
         self.done(error)
 
 
+class _Subscription(Monitor[Any]):
+    """A subscription whose updates stay octets until somebody needs more of them than a number."""
+
+    __slots__ = ("_assembly", "_kept", "_source")
+
+    RAW: ClassVar[bool] = True
+
+    def __init__(self, source: RemoteSource, channel: Channel, request: Value, queue_size: int) -> None:
+        super().__init__(
+            channel, request, queue_size=queue_size, pipeline=False, notify=True, on_update=source.take
+        )
+        self._source = source
+        self._assembly: Assembly | None = None
+        self._kept: Latest | None = None
+        """The latest value of a pause of the connection."""
+
+    def start(self) -> None:
+        """Begin the subscription on the server; its first update is whole."""
+        self._assembly = self._kept = None
+        super().start()
+
+    def ready(self, status: Status) -> None:
+        """Start the updates."""
+        operation = self.operation
+        if status.ok and operation is not None and operation.type is not None:
+            self._assembly = Assembly(operation.type)
+            operation.gathered = operation.raw
+        super().ready(status)
+
+    def octets(self, event: MonitorOctets) -> None:
+        """Pass updates on."""
+        assembly = self._assembly
+        assert assembly is not None
+        self.overruns += bool(event.overrun)
+        for body in event.bodies:
+            self._pass(assembly.add(body, event.bits, event.big))
+
+    def gathered(self, body: bytes) -> None:
+        """Pass an update on."""
+        assembly, operation = self._assembly, self.operation
+        if assembly is not None and operation is not None:
+            self._pass(assembly.add(body, operation.quick_bits, False))
+
+    def _pass(self, value: Latest) -> None:
+        """Pass a value on. What comes during a pause of the connection waits, and only the latest of it counts."""
+        link = self.channel.link
+        if link is not None and link.held is not None:
+            self._kept = value
+            return
+        source = self._source
+        source.last = value
+        if not source.is_held:
+            source.channel.take(value)
+
+    def resumed(self) -> None:
+        """Pass on the latest value of the pause, which is over."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            self._pass(kept)
+
+
 class RemoteSource:
     """One PV of another server.
 
@@ -53,20 +117,22 @@ class RemoteSource:
     """
 
     def __init__(self, channel: LinkChannel, context: Context) -> None:
-        self._channel = channel
+        self.channel = channel
         self._context = context
         self._monitor: Monitor[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._putting: dict[PutRequest, None] = {}
-        self._last: Value | None = None
-        self._is_held = False
+        self.last: Latest | None = None
+        """The latest value of the present connection."""
+        self.is_held = False
+        """Whether the connection pauses, so that values are not used."""
         self._has_room = asyncio.Event()
 
     def start(self) -> None:
         """Subscribe."""
         self._again = None
-        key = self._channel.key
+        key = self.channel.key
         pipeline = "true" if key.pipeline else "false"
         # As pvxs: the members of a group belong together for the records that read them.
         options = f"record[queueSize={key.queue_size},pipeline={pipeline},atomic=true]"
@@ -75,40 +141,48 @@ class RemoteSource:
             self._monitor = self._context.monitor(key.name, options, notify=True)
             self._reading = asyncio.get_running_loop().create_task(self._read(self._monitor))
         else:
-            self._monitor = self._context.monitor(key.name, options, notify=True, on_update=self._take)
+            channel = self._context.channel(key.name)
+            request = self._context._prepared(options).value
+            self._monitor = _Subscription(self, channel, request, key.queue_size)
+            channel.add(self._monitor)
 
     async def _read(self, monitor: Monitor[Any]) -> None:
         try:
             async for item in monitor:
-                self._take(item)
-                while self._channel.is_full:
+                self.take(item)
+                while self.channel.is_full:
                     self._has_room.clear()
-                    if self._channel.is_full:
+                    if self.channel.is_full:
                         await self._has_room.wait()
-            self._take(ChannelClosedError("the server ended the subscription"))
+            self.take(ChannelClosedError("the server ended the subscription"))
         except ApplianceError as error:
-            self._take(error)
+            self.take(error)
 
     def room(self) -> None:
         """Go on: an update was taken out of the queue."""
         self._has_room.set()
 
-    def _take(self, item: Any) -> None:
+    def take_value(self, value: Latest) -> None:
+        """Take a value."""
+        self.last = value
+        if not self.is_held:
+            self.channel.take(value)
+
+    def take(self, item: Any) -> None:
+        """Take an item of the subscription."""
         if isinstance(item, Value):
-            self._last = item
-            if not self._is_held:
-                self._channel.deliver(item.type, item.store)  # type: ignore[arg-type]  # a PV is a structure
+            self.take_value(Latest(item.type, item.store))  # type: ignore[arg-type]  # a PV is a structure
         elif isinstance(item, Disconnected):
-            self._last = None
-            self._channel.lost(item.why)
+            self.last = None
+            self.channel.lost(item.why)
         elif isinstance(item, Exception):
-            self._last = None
-            self._channel.lost(str(item))
+            self.last = None
+            self.channel.lost(str(item))
             if self._monitor is not None:
-                _log.warning("PVA links to %s: %s", self._channel.key.name, item)
+                _log.warning("PVA links to %s: %s", self.channel.key.name, item)
                 self._again = asyncio.get_running_loop().call_later(_RETRY_S, self.start)
         elif isinstance(item, Connected):
-            self._is_held = False
+            self.is_held = False
 
     def look(self) -> None:
         """Follow a pause of the connection: no updates come then, so the last value may be wrong."""
@@ -116,18 +190,18 @@ class RemoteSource:
         if monitor is None:
             return
         held = monitor.channel.is_paused
-        if held is not self._is_held:
-            self._is_held = held
+        if held is not self.is_held:
+            self.is_held = held
             if held:
-                self._channel.lost(_PAUSED)
-            elif self._last is not None:
-                self._take(self._last)
+                self.channel.lost(_PAUSED)
+            elif self.last is not None:
+                self.take_value(self.last)
 
     @property
     def why(self) -> str:
         """Why there is no connection; empty if there is one."""
         monitor = self._monitor
-        if monitor is None or self._last is not None:
+        if monitor is None or self.last is not None:
             return ""
         return monitor.channel.why_waiting()
 
@@ -146,9 +220,9 @@ class RemoteSource:
                 return
             del self._putting[request]
             lost = isinstance(error, ChannelClosedError)
-            self._channel.put_done(batch, "" if error is None else str(error), lost=lost, faults=faults)
+            self.channel.put_done(batch, "" if error is None else str(error), lost=lost, faults=faults)
 
-        channel = self._context.channel(self._channel.key.name)
+        channel = self._context.channel(self.channel.key.name)
         prepared = self._context._prepared(batch.request).value
         request = PutRequest(channel, _PutWaiter(done), prepared, build, get=batch.needs_present)
         self._putting[request] = None
@@ -170,7 +244,7 @@ class RemoteSource:
             self._reading.cancel()
         if monitor is not None:
             monitor.close()
-            self._context.give_back(self._channel.key.name)
+            self._context.give_back(self.channel.key.name)
 
 
 class Opened(NamedTuple):

@@ -74,6 +74,9 @@ def report(
                     f"{'':30}{link.name} {options.proc.value} {options.sevr.value} {_details(options)}"
                 )
     lines.append(f"  {connected}/{number} channels connected used by {links} links")
+    if not links and not everything:
+        # The name of a PV that a link reads is a usual mistake here.
+        lines.append("  the name selects records of this IOC, not PVs: none of them has a PVA link")
     return lines
 
 

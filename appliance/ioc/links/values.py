@@ -25,7 +25,7 @@ from appliance.pvdata.types import (
     UnionType,
 )
 
-__all__ = ["CHARS", "Choice", "dbf_of", "fit", "from_dbr", "is_enum", "long_text", "to_dbr"]
+__all__ = ["CHARS", "Choice", "dbf_of", "fit", "from_dbr", "is_enum", "long_text", "number_to_dbr", "to_dbr"]
 
 _STRING, _CHAR, _LONG, _ULONG, _ENUM = 0, 1, 5, 6, 11
 _FLOATS: Final = frozenset((9, 10))
@@ -100,7 +100,7 @@ def to_dbr(value: Any, kind: TypeDesc | None, dbr: int, most: int) -> tuple[Any,
         items = value[:most]
         if dbr == _STRING:
             return b"".join(_cell(item) for item in items), len(items)
-        return b"".join(_number(item, dbr) for item in items), len(items)
+        return b"".join(number_to_dbr(item, dbr) for item in items), len(items)
     if hasattr(value, "dtype"):
         items = value[:most]
         if dbr == _STRING:
@@ -111,7 +111,7 @@ def to_dbr(value: Any, kind: TypeDesc | None, dbr: int, most: int) -> tuple[Any,
     if dbr == _STRING:
         code = kind.np if isinstance(kind, ScalarType) and kind.fmt else "f8"
         return _cell(value if isinstance(value, str) else _shown(value, code)), 1
-    return _number(value, dbr), 1
+    return number_to_dbr(value, dbr), 1
 
 
 def _until_nul(data: bytes) -> bytes:
@@ -138,7 +138,8 @@ def _shown(value: Any, code: str) -> str:
     return str(value)
 
 
-def _number(value: bool | float | str, dbr: int) -> bytes:
+def number_to_dbr(value: bool | float | str, dbr: int) -> bytes:
+    """Return a number, or a text that is one, as EPICS wants it."""
     if isinstance(value, str):
         value = parse_float(value) if dbr in _FLOATS or not _is_whole(value) else parse_int(value)
     if dbr in _FLOATS:
@@ -243,7 +244,7 @@ def _fit_scalar(kind: TypeDesc, value: Any) -> Any:
     assert isinstance(kind, ScalarType)
     if kind == BOOL:
         return value if isinstance(value, str) else bool(value)
-    data = _number(value, _CODES[kind])
+    data = number_to_dbr(value, _CODES[kind])
     return VALUE_STRUCTS[_CODES[kind]].unpack(data)[0]
 
 

@@ -11,6 +11,7 @@ import pytest
 from appliance.client import Monitor
 from appliance.pvdata import Value
 from tests.helpers.ioc_process import running_ioc
+from tests.helpers.isolated import isolated
 
 RECORDS = """
 record(ao, "ao") { field(HIHI, "80") field(HHSV, "MAJOR") field(EGU, "V") field(PREC, "2") }
@@ -130,3 +131,40 @@ async def test_a_client_that_is_behind_gets_the_latest_and_is_told_what_it_misse
         while told["value"] != 50.0:
             told = await update(slow)
         assert slow.overruns
+
+
+@isolated
+def test_memory_is_looked_at_anew_once_for_many_records(tmp_path: Path) -> None:
+    import random
+
+    import numpy as np
+
+    from appliance.ioc import dbcore
+    from appliance.ioc.dbcore.number_rows import NumberRows
+
+    dbcore.boot()
+    count = 3000
+    dbcore.load_records_text(
+        "".join(f'record(ao, "r:{number}") {{ field(VAL, "{number}") }}\n' for number in range(count))
+    )
+    dbcore.ioc_init()
+    looked: list[int] = []
+    look_at = NumberRows._look_at
+
+    def counted(self: NumberRows, address: int) -> None:
+        looked.append(address)
+        look_at(self, address)
+
+    NumberRows._look_at = counted  # type: ignore[method-assign]
+    views = [dbcore.NumberView(dbcore.DBChannel(f"r:{number}")) for number in range(count)]
+    order = list(range(count))
+    random.Random(15).shuffle(order)
+    rows = NumberRows(views[order[0]])
+    row_of = {number: rows.add(views[number]) for number in order}
+    span = max(view.address for view in views) - min(view.address for view in views)
+    assert len(looked) <= 2 + span // (16 << 20)
+    seen = rows.read(np.array([row_of[number] for number in range(count)], np.intp))
+    assert [rows.parts(octets)[0][-1] for octets in seen] == [float(number) for number in range(count)]
+    for view in views:
+        view.channel.close()
+    dbcore.shutdown()

@@ -300,6 +300,7 @@ async def test_the_shell_tells_of_links(records: Records) -> None:
     )
     assert "PVA links in record named 'writer'" in told
     assert "writer.OUT Def NMS Q=4 pipe=F defer=F time=F retry=F atomic=F morder=0" in told
+    await records.shows("dbpvar", "num2", 1, "", "the name selects records of this IOC, not PVs")
     told = await records.shows("dbpvar", "", 0, "", r"  \d+/\d+ channels connected used by \d+ links")
     assert "PVA links in all records" in told
     before = len(records.ioc.log)

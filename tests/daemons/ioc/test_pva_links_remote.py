@@ -15,7 +15,7 @@ import pytest
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.config.pva import resolve_client
-from appliance.errors import AccessDeniedError
+from appliance.errors import AccessDeniedError, RemoteError
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.remote import RemoteClient
 from appliance.pvdata import Value
@@ -87,7 +87,8 @@ async def test_a_lost_pv_is_a_link_alarm_until_it_is_back(tmp_path: Path) -> Non
         alarm = (await records.client.get("in"))["alarm"]
         assert alarm["message"] == "INP Disconn"
         assert await records.get("in") == 7.0
-        await records.put("out", 8.0)
+        with pytest.raises(RemoteError, match=r"cannot process out: .*, with the alarm 'field OUT'"):
+            await records.client.put("out", 8.0)
         assert await records.get("out.SEVR") == INVALID
         await records.put("patient", 9.0)
         assert await records.get("patient.SEVR") == 0

@@ -187,6 +187,16 @@ def test_a_crash_of_a_command_is_a_sentence_with_its_line(files: Path) -> None:
     assert "good.db" not in sentence
 
 
+def test_a_database_on_which_epics_crashes_is_named_with_the_line_of_the_script(files: Path) -> None:
+    (files / "db" / "crash.db").write_text(
+        'record(ai, "L:1") {}\nrecord(ai, "$(NO_NAME):x") { field(DESC, "$(NO_NAME)") }\n'
+    )
+    (files / "st.cmd").write_text('cd "db"\ndbLoadRecords("crash.db")\niocInit\n')
+    sentence = refused(Plan(script="st.cmd", folder=str(files)))
+    assert "crash.db:2: the macro NO_NAME is not defined" in sentence
+    assert "(run by st.cmd:2)" in sentence
+
+
 async def test_group_files_are_checked_against_the_records(files: Path) -> None:
     config = files / "ioc.yml"
     config.write_text("databases: [{file: db/good.db}]\ngroups: [{file: group.json}]\n")
@@ -205,6 +215,40 @@ async def test_check_config_reads_access_security_and_the_script_and_says_good(f
     (files / "rules.acf").write_text("ASG(DEFAULT) { RULE(1, REED) }\n")
     config.write_text("script: st.cmd\n")
     assert "rules.acf:1:" in await said("--config", config, "--check-config", status=1)
+
+
+async def test_a_group_that_the_rules_do_not_define_is_told(files: Path) -> None:
+    (files / "rules.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\nASG(SETPOINTS) { RULE(1, READ) }\n")
+    (files / "asg.db").write_text(
+        'record(ao, "L:1") { field(ASG, "SETPOINT") }\nrecord(ao, "L:2") { field(ASG, "SETPOINTS") }\n'
+        'record(ao, "L:3") { field(ASG, "DEFAULT") alias("L:4") }\n'
+    )
+    (files / "ioc.yml").write_text("databases: [{file: asg.db}]\nacf: {file: rules.acf}\n")
+    words = (
+        "rules.acf does not define ASG(SETPOINT), so the rules of ASG(DEFAULT) hold; did you mean SETPOINTS?"
+    )
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    assert log.count("does not define") == 1
+    assert "Warning: L:1: " in log
+    assert words in log
+    async with running_ioc("--config", files / "ioc.yml") as ioc:
+        await ioc.printed("serving 4 records")
+        assert words in ioc.log
+        assert ioc.log.count("does not define") == 1
+
+
+async def test_a_command_line_without_a_configuration_file_can_be_checked(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\n')
+    assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files)
+    log = await said("--check-config", "-m", "P=A", "-d", "db/good.db", status=0, cwd=files)
+    assert "db/good.db: good" in log
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\nnonsense\n')
+    log = await said("--check-config", "st.cmd", status=1, cwd=files)
+    assert "Error: st.cmd:3: nonsense: there is no such command" in log
+    log = await said("--check-config", "-d", "macro.db", status=1, cwd=files)
+    assert "the macro UNDEF is not defined" in log
+    assert "name what to check" in await said("--check-config", status=1, cwd=files)
+    assert "--config FILE" in await said("--print-config", "st.cmd", status=1, cwd=files)
 
 
 async def test_a_check_leaves_no_trace_and_processes_nothing(files: Path) -> None:
@@ -237,9 +281,16 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("nonsense 1", "nonsense: there is no such command"),
         ('seq("prog", "P=x")', "seq: this IOC has no sequencer"),
         ("drvAsynIPPortConfigure P host:1", "no asyn"),
+        ("startPVAServer", "startPVAServer: PVAccess is served with iocInit"),
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
         ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
+        ('epicsEnvSet("DB", "$(NO_TOP)/db")', "the macro NO_TOP is not defined: use epicsEnvSet before"),
+        ('dbLoadRecords("${NO_TOP}/$(NO_NAME).db")', "the macros NO_TOP, NO_NAME are not defined"),
+        ("< $(NO_TOP)/envPaths", "the macro NO_TOP is not defined"),
+        ('iocshLoad("$(NO_TOP)/more.cmd")', "the macro NO_TOP is not defined"),
+        ('cd "nowhere"', "cd: there is no folder 'nowhere' in "),
+        ('cd "/nowhere/at/all"', "cd: there is no folder '/nowhere/at/all', or"),
     ],
 )
 def test_a_command_that_fails_ends_the_start_with_its_line(files: Path, line: str, words: str) -> None:
@@ -247,6 +298,72 @@ def test_a_command_that_fails_ends_the_start_with_its_line(files: Path, line: st
     sentence = refused(Plan(script="st.cmd", folder=str(files)))
     assert words in sentence
     assert "st.cmd:2" in sentence
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("dbll", "st.cmd:5: dbll: there is no such command"),
+        ("seq prog", "st.cmd:5: seq: this IOC has no sequencer"),
+        ("dbl > $(NO_TOP)/names", "st.cmd:5: the macro NO_TOP is not defined"),
+        ("< more.cmd", "more.cmd:2: nonsense: there is no such command"),
+        ("dbl\niocshLoad more.cmd", "more.cmd:2: nonsense: there is no such command"),
+        ('dbLoadRecords("db/good.db")', "db/good.db: must be loaded before iocInit"),
+        ('dbLoadGroup("group.json")', "groups must be loaded before iocInit"),
+        ('set_pass0_restoreFile("lab.sav")', "st.cmd:5: call it before iocInit"),
+        ('create_monitor_set("nowhere.req", 5)', "nowhere.req"),
+        ('asSetFilename("some.acf")', "st.cmd:5: asSetFilename: the rules of some.acf are not in force: write it before iocInit"),
+        ('asSetFilename("nowhere.acf")\nasInit', "nowhere.acf"),
+        ('caPutLogInit("127.0.0.1:7011")', "there is no access security file"),
+    ],
+)  # fmt: skip
+def test_commands_after_iocinit_are_checked_too(files: Path, lines: str, words: str) -> None:
+    (files / "more.cmd").write_text("dbl\nnonsense\n")
+    (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+    (files / "st.cmd").write_text(
+        f'epicsEnvSet("HERE", ".")\ndbLoadRecords("db/good.db")\niocInit\ndbl\n{lines}\n'
+    )
+    assert words in refused(Plan(script="st.cmd", folder=str(files)))
+
+
+def test_the_log_of_puts_is_not_started_before_iocinit(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\ncaPutLogInit("127.0.0.1:7011")\niocInit\n')
+    assert "st.cmd:2: caPutLogInit: access security is not active yet: use it after iocInit" in refused(
+        Plan(script="st.cmd", folder=str(files))
+    )
+
+
+async def test_commands_after_iocinit_leave_no_trace_in_a_check(files: Path) -> None:
+    (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+    (files / "lab.req").write_text("L:ao\n")
+    (files / "ioc.yml").write_text("script: st.cmd\n")
+    (files / "st.cmd").write_text(
+        'dbLoadRecords("db/good.db")\niocInit\n'
+        '$(IF_SEQ=#) seq prog\n$(IF_DBL=)dbl > names.txt\niocshCmd("dbl > names.txt")\nsystem("touch names.txt")\n'
+        'asSetFilename("some.acf")\nasInit\ncd "db"\nset_requestfile_path("..")\ncreate_monitor_set("lab.req", 5)\n'
+        'dbpf("L:ao", "4")\ncaPutLogInit("127.0.0.1:7011")\npvxsr 1\nsave_restoreShow\nepicsThreadSleep 1\n'
+    )
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    assert log.splitlines()[-1].endswith("ioc.yml: good")
+    assert not (files / "names.txt").exists()
+    assert not (files / "db" / "names.txt").exists()
+
+
+async def test_a_start_with_rules_that_are_not_in_force_is_refused_or_told(files: Path) -> None:
+    (files / "some.acf").write_text("ASG(DEFAULT) { RULE(1, READ) }\n")
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\nasSetFilename("some.acf")\n')
+    assert "st.cmd:3: asSetFilename: the rules" in await said("-S", "st.cmd", status=1, cwd=files)
+    (files / "ioc.yml").write_text("script: st.cmd\non_error: continue\n")
+    async with running_ioc("--config", files / "ioc.yml") as ioc:
+        await ioc.printed(
+            "are not in force: write it before iocInit, or asInit after it: the script continues"
+        )
+        await ioc.printed("serving 2 records")
+    with (files / "st.cmd").open("a") as script:
+        script.write("asInit\n")
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed("its rules apply to")
+        assert "not in force" not in ioc.log
 
 
 async def test_the_start_goes_on_after_a_failure_only_where_it_is_told_to(files: Path) -> None:
@@ -275,6 +392,17 @@ async def test_a_registrar_of_a_definition_that_is_here_is_no_failure(files: Pat
     )
     async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
         await ioc.printed("serving 2 records")
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_good_start_prints_no_complaint_of_epics(files: Path, *, own: bool) -> None:
+    parts = ("menuGlobal", "menuConvert", "menuScan", "stdRecords", "links", "devSoft", "asSub", "dbCore")
+    (files / "mine.dbd").write_text("".join(f'include "{part}.dbd"\n' for part in parts))
+    more = ["-D", "mine.dbd"] if own else []
+    async with running_ioc("-S", *more, "-m", "P=A", "-d", "db/good.db", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")
+        assert "could not" not in ioc.log
+        assert "rror" not in ioc.log
 
 
 @pytest.mark.parametrize("way", ["configuration", "option"])
@@ -312,6 +440,50 @@ def test_a_substitution_file_that_is_wrong_is_refused(files: Path, text: str, wh
     (files / "wrong.substitutions").write_text(text)
     (files / "needs-p.db").write_text('record(ai, "$(P):ai") {}\n')
     assert where in refused(Plan(databases=(LoadStep("wrong.substitutions"),), folder=str(files)))
+
+
+_WIDE = f'file "db/good.db" {{\n pattern {{P {" ".join(f"N{n}" for n in range(119))}}}\n {{A, {"x, " * 119}}}\n}}\n'
+"""A set of 120 names."""
+
+
+@pytest.mark.parametrize("way", ["script", "shell"])
+async def test_dbtemplatemaxvars_gives_room_for_more_names(files: Path, way: str) -> None:
+    (files / "wide.substitutions").write_text(_WIDE)
+    (files / "long.substitutions").write_text(f'file "db/good.db" {{\n {{P=B, LONG="{"x" * 7000}"}}\n}}\n')
+    lines = (
+        "var dbTemplateMaxVars 150\n",
+        'dbLoadTemplate("wide.substitutions")\n',
+        'dbLoadTemplate("long.substitutions")\n',
+        "iocInit\n",
+    )
+    if way == "script":
+        (files / "st.cmd").write_text("".join(lines))
+        async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+            await ioc.printed("serving 4 records")
+        return
+    async with starting_ioc(cwd=files) as ioc:
+        for line in (*lines, "dbl\n"):
+            ioc.type(line)
+        for name in ("A:ao", "B:ao"):
+            await ioc.printed(rf"\b{name}\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (119, "wide.substitutions:2: there are 120 names, and EPICS Base has room for 119"),
+        (0, "dbTemplateMaxVars is 0: it must be from 1 to 42949672"),
+        (42949673, "dbTemplateMaxVars is 42949673: it must be from 1 to 42949672"),
+    ],
+)
+async def test_too_small_or_impossible_a_dbtemplatemaxvars_ends_the_start(
+    files: Path, number: int, why: str
+) -> None:
+    (files / "wide.substitutions").write_text(_WIDE)
+    (files / "st.cmd").write_text(f'var dbTemplateMaxVars {number}\ndbLoadTemplate("wide.substitutions")\n')
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert why in log.strip().splitlines()[-1]
+    assert "st.cmd:2" in log.strip().splitlines()[-1]
 
 
 async def test_a_faulty_substitution_file_ends_the_start_with_one_sentence(files: Path) -> None:
@@ -364,6 +536,13 @@ async def test_what_epics_ignores_in_a_substitution_file_is_a_warning(files: Pat
         await ioc.printed(
             r"many\.substitutions:3: there are 2 values for 1 names: the last ones have no effect"
         )
+
+
+async def test_what_epics_ignores_in_a_file_that_is_typed_is_a_warning_too(files: Path) -> None:
+    (files / "many.substitutions").write_text('file "db/good.db" {\n pattern {P}\n {A, B}\n}\n')
+    async with starting_ioc(cwd=files) as ioc:
+        ioc.type('dbLoadTemplate("many.substitutions")\n')
+        await ioc.printed(r"many\.substitutions:3: there are 2 values for 1 names")
 
 
 async def test_the_limits_of_64_bits_are_those_of_the_type(files: Path) -> None:

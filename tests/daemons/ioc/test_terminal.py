@@ -125,6 +125,26 @@ def test_the_shell_edits_in_the_environment_of_the_quick_start_too(files: Path) 
         assert shell.end() == 0
 
 
+def test_what_clients_wrote_into_records_does_not_command_the_terminal(files: Path) -> None:
+    hostile = r"\x1b]0;title\x07\x1b[31mred"
+    (files / "hostile.db").write_text(f'record(ao, "room:hostile") {{ field(DESC, "{hostile}") }}\n')
+    (files / "st.cmd").write_text("dbLoadRecords hostile.db\niocInit\ndbpr room:hostile\n")
+    with terminal([*IOC[:-2], "st.cmd"], files) as shell:
+        at = shell.until("epics> ")
+        assert r"title\x07\x1b[31mred" in shell.shown, "by the script"
+        shell.type("dbpr room:hostile\n")
+        at = shell.until("epics> ", shell.until(r"title\x07\x1b[31mred", at))
+        shell.type("dbgf room:hostile.DESC\n")
+        at = shell.until("epics> ", shell.until("DBF_STRING", at))
+        shell.type("dbl > names\n")
+        at = shell.until("epics> ", at)
+        shell.type("exit\n")
+        assert shell.end() == 0
+        for raw in ("\x1b]0", "\x1b[31m", "\x07", "\x9b"):
+            assert raw not in shell.shown
+    assert (files / "names").read_text() == "room:hostile\n"
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, "exit\n", "\x04"])
 def test_the_terminal_is_given_back_as_it_was(files: Path, how: signal.Signals | str) -> None:
     with terminal(IOC, files) as shell:
@@ -255,6 +275,37 @@ def test_lines_of_a_file_are_run_at_the_console(daemon: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:2] == ["room:temperature", "room:pressure"]
     assert lines[2].startswith("DBF_DOUBLE")
+
+
+def test_help_at_the_console_is_text_without_colours(daemon: Path) -> None:
+    done = subprocess.run(
+        ATTACH,
+        cwd=daemon,
+        input="help dbpvar pvxsr\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert "\ndbpvar 'record name' level\n" in done.stdout
+    assert "x1b" not in done.stdout
+
+
+def test_the_console_says_which_macro_has_no_value(daemon: Path) -> None:
+    done = subprocess.run(
+        ATTACH,
+        cwd=daemon,
+        input="echo $(NOBODY)\necho '$(NOBODY)'\necho $(NOBODY=somebody)\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    first, second, third, fourth = done.stdout.splitlines()
+    assert first.startswith("the macro NOBODY is not defined: use epicsEnvSet")
+    assert second == "(failed)"
+    assert third == "$(NOBODY)"
+    assert fourth == "somebody"
 
 
 def test_a_console_says_that_the_ioc_has_ended(daemon: Path) -> None:

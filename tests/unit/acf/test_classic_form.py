@@ -20,6 +20,8 @@ from tests.helpers.turns import lines_run
         ("ASG(A) {\n RULE(1,READ) {\n  FUTURE(x)\n }\n}", 3, 3, "unknown keyword 'FUTURE' in a RULE"),
         ("ASG(A) {\n  INPV(x)\n}", 2, 3, "unknown keyword 'INPV'"),
         ("ASG(A) {\n  UAG(x)\n}", 2, 3, "unknown keyword 'UAG' in ASG"),
+        ("ASG(A) {\n RULE(1,READ)\nASG(B) {}", 3, 1, r"'ASG' in ASG\(A\) \(a '}' is missing before it"),
+        ("ASG(A) {\n RULE(1,READ) {\n UAG(x)\n RULE(1,WRITE)\n}", 4, 2, "a '}' is missing before it"),
         ("ASG(A) { RULE(1, EXECUTE) }", 1, 18, "NONE, READ, WRITE or RPC, not 'EXECUTE'"),
         ("ASG(A) { RULE(1, write) }", 1, 18, "write WRITE"),
         ("ASG(A) { RULE(1, PUT) }", 1, 18, "not 'PUT'"),

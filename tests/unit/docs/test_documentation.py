@@ -20,7 +20,7 @@ FENCE = re.compile(r"^```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^```$", re.D
 BUILT_IN = {".", "cd", "export", "umask", "source"}
 SYSTEM = {
     "ansible-playbook", "cp", "curl", "git", "journalctl", "kill", "make", "pidof", "pip", "pip3", "pkill", "pre-commit", "python", "python3",
-    "ruff", "socat", "ss", "sudo", "systemctl", "timedatectl",
+    "ruff", "ss", "sudo", "systemctl", "timedatectl",
 }  # fmt: skip
 """Programs that are not ours, and that a reader has or is told to install."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -171,10 +172,37 @@ def test_the_host_is_the_whole_address(log: CaPutLog, tmp_path: Path, host: str,
     assert found["host"] == shown
 
 
+class Odd:
+    """A value that cannot be compared."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("never")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def test_a_put_that_cannot_be_compared_costs_its_own_line_only(log: CaPutLog, tmp_path: Path) -> None:
-    odd = {"a": np.array([1, 2])}
-    lines = lines_of(log, tmp_path, put(odd, {"a": np.array([1, 3])}), put(2.0, pv="other"))
-    assert [line.split()[4] for line in lines][-1:] == ["other"]
+    lines = lines_of(log, tmp_path, put(Odd(), Odd()), put(2.0, pv="other"))
+    assert [line.split()[4] for line in lines] == ["other"]
+
+
+@pytest.mark.parametrize("burst_s", [5.0, 600.0])
+def test_a_burst_that_goes_on_has_a_line_all_the_same(log: CaPutLog, tmp_path: Path, burst_s: float) -> None:
+    log.configure(1, burst_s)
+    log.write_file(str(tmp_path / "puts.log"))
+    log.is_json = True
+    for number in range(1, 1001):
+        each = put(float(number), number - 1.0)
+        each.at = 1000.0 + number
+        while log._puts.full():
+            time.sleep(0.001)
+        log.note(each)
+    log.close()
+    found = [json.loads(line) for line in (tmp_path / "puts.log").read_text().splitlines()]
+    longest = int(max(burst_s, 60))
+    assert [each["new"] for each in found] == [*(range(longest, 1000, longest)), 1000.0]
+    assert [each["old"] for each in found] == [0.0, *(each["new"] for each in found[:-1])]
+    assert sum(each["burst"] + 1 for each in found) == 1000
 
 
 def test_a_burst_in_text_has_least_and_greatest(log: CaPutLog, tmp_path: Path) -> None:
@@ -210,9 +238,41 @@ def test_a_change_is_not_hidden_by_a_put_of_the_same_text_after_it(log: CaPutLog
     assert (line["new"], line["old"]) == ("b", "a")
 
 
-@pytest.mark.parametrize("value", [NAN, np.array([1.0, 2.0]), "text", 5])
+@pytest.mark.parametrize(
+    "value",
+    [
+        NAN,
+        np.array([1.0, 2.0]),
+        np.array([1.0, NAN]),
+        np.array(["a", "b"]),
+        "text",
+        5,
+        ("a", "b"),
+        [1.0, NAN],
+        {"a": np.array([1, 2]), "b": {"c": NAN}},
+    ],
+)
 def test_the_same_value_is_no_change(log: CaPutLog, tmp_path: Path, value: Any) -> None:
-    assert json_of(log, tmp_path, put(value, value), mode=0) == []
+    assert json_of(log, tmp_path, put(copy.deepcopy(value), value), mode=0) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"a": np.array([1, 2])}, {"a": np.array([1, 3])}),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": 1}, {"b": 1}),
+        ({"a": 1}, 1),
+        (np.array([1.0, NAN]), np.array([1.0, 2.0])),
+        (np.array([1.0, 2.0]), np.array([1.0])),
+        (np.array([]), np.array([1.0])),
+        (np.array([1.0]), "text"),
+        (("a", "b"), ("a",)),
+    ],
+)
+def test_another_value_is_a_change(log: CaPutLog, tmp_path: Path, old: Any, new: Any) -> None:
+    (line,) = json_of(log, tmp_path, put(new, old), mode=0)
+    assert line["pv"] == "ao"
 
 
 def test_a_put_that_failed_has_no_line_and_changes_no_burst(log: CaPutLog, tmp_path: Path) -> None:
@@ -392,8 +452,8 @@ def test_too_many_puts_at_once_are_left_out_and_counted_and_nobody_waits(
 def test_large_values_that_wait_are_bounded_by_their_octets(log: CaPutLog, tmp_path: Path) -> None:
     go = standing_still(log, tmp_path)
     array = np.zeros(1 << 20)
-    for _ in range(20):
-        log.note(put(array))
+    for number in range(20):
+        log.note(put(array if number % 2 else {"part": {"value": array}}))
     assert log.overflows == 13
     go.set()
     log.close()

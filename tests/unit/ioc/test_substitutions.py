@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import ConfigurationError
+from appliance.ioc import substitutions
 from appliance.ioc.substitutions import Load, parse_substitutions
 
 
@@ -16,7 +17,7 @@ def parse(text: str, given_macros: str = "") -> list[tuple[str, str, int]]:
 
 def refused(text: str) -> tuple[int | None, str]:
     with pytest.raises(ConfigurationError) as caught:
-        parse_substitutions(text, "f.substitutions")
+        parse_substitutions(text, "f.substitutions", most_names=100)
     assert caught.value.file == "f.substitutions"
     assert "\n" not in str(caught.value)
     return caught.value.line, caught.value.why
@@ -37,8 +38,8 @@ def test_sets_may_name_their_values_and_globals_hold_until_the_end() -> None:
 
 
 def test_commas_are_as_free_as_in_epics_and_values_may_be_missing() -> None:
-    assert parse('file a.db { pattern {P R,,S} {"1" 2} {,} {} }') == [
-        ("a.db", 'P="1",R=2', 1), ("a.db", "", 1), ("a.db", "", 1),
+    assert parse('file a.db { pattern {P R,,S} {"1" 2} {3,} {4,,5} } global {X=1,} file a.db { {A=1} }') == [
+        ("a.db", 'P="1",R=2', 1), ("a.db", "P=3", 1), ("a.db", "P=4,R=5", 1), ("a.db", "X=1,A=1", 1),
     ]  # fmt: skip
 
 
@@ -70,8 +71,13 @@ def test_commas_are_as_free_as_in_epics_and_values_may_be_missing() -> None:
         ("file a.db {\n {P=1, R=(2)}\n}\n", 2, "'(' is only permitted inside quotes"),
         ("\udcff\udcfe", 1, "this is no text: it contains the octet 0xff"),
         ("file a.db { {P=1} }\x00", 1, "this is no text: it contains the octet 0x00"),
-        (f"file a.db {{\n pattern {{{' '.join(f'N{n}' for n in range(101))}}}\n}}\n", 2, "there are 101 names, and EPICS Base has room for 100"),
-        (f'file a.db {{\n\n {{P="{"x" * 5000}"}}\n}}\n', 3, "the macros of this set are longer than 5000 octets"),
+        ("file a.db {\n {,A=1}\n}\n", 2, "a list cannot begin with a comma: remove it"),
+        ("\nglobal {,}\n", 2, "a list cannot begin with a comma"),
+        ("file a.db {\n pattern {,A}\n {1}\n}\n", 2, "a list cannot begin with a comma"),
+        ("file a.db {\n pattern {A}\n {1}\n {,}\n}\n", 4, "a list cannot begin with a comma"),
+        ("file a.db {\n {A=1}\n row {}\n}\n", 3, "a set without macros cannot have a word before it: remove 'row'"),
+        (f"file a.db {{\n pattern {{{' '.join(f'N{n}' for n in range(101))}}}\n}}\n", 2, "there are 101 names, and EPICS Base has room for 100: set 'var dbTemplateMaxVars 101' before"),
+        (f'file a.db {{\n\n {{P="{"x" * 5000}"}}\n}}\n', 3, "the macros of this set have 5004 octets, and EPICS Base has room for 4998: set 'var dbTemplateMaxVars 101' before"),
     ],
 )  # fmt: skip
 def test_each_fault_is_one_sentence_with_its_line(text: str, line: int, why: str) -> None:
@@ -80,10 +86,22 @@ def test_each_fault_is_one_sentence_with_its_line(text: str, line: int, why: str
     assert why in found[1]
 
 
+def test_the_room_for_macros_is_that_of_dbtemplatemaxvars_to_the_octet() -> None:
+    # EPICS Base writes a comma before them and a NUL after them into a buffer of 50 octets for each name.
+    for names, size in ((100, 4998), (1, 48), (200, 9998)):
+        assert parse_substitutions(f"file a.db {{ {{P={'x' * (size - 2)}}} }}", "f", most_names=names).loads
+        with pytest.raises(ConfigurationError, match=f"dbTemplateMaxVars {names + 1}"):
+            parse_substitutions(f"file a.db {{ {{P={'x' * (size - 1)}}} }}", "f", most_names=names)
+    parse_substitutions("file a.db {}", "f", "P=" + "x" * 46, most_names=1)
+    with pytest.raises(ConfigurationError, match="f:1: the macros of the command have 49 octets"):
+        parse_substitutions("file a.db {}", "f", "P=" + "x" * 47, most_names=1)
+
+
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
         ("file a.db {\n pattern {P}\n {1, 2}\n}\n", "f.substitutions:3: there are 2 values for 1 names: the last ones have no effect"),
+        ("file a.db {\n {P=1}\n {}\n}\n", "f.substitutions:3: this set has no macros, and EPICS Base loads it with those of the set before it: give it one"),
         ("file a.db {\n row {P=1}\n}\n", "f.substitutions:2: the word 'row' before '{' has no effect"),
     ],
 )  # fmt: skip
@@ -91,6 +109,17 @@ def test_what_epics_ignores_is_a_warning(text: str, warning: str) -> None:
     found = parse_substitutions(text, "f.substitutions")
     assert list(found.warnings) == [warning]
     assert found.loads[0].macros == "P=1"
+
+
+def test_one_file_asks_for_so_many_loads_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "file a.db {\n" + "{}\n" * 250_000
+    assert len(parse(text + "}")) == 250_000
+    line, why = refused(text + "{} }")
+    assert (line, why) == (250_002, "the file has more than 250000 sets: divide it")
+    monkeypatch.setattr(substitutions, "_MOST_OCTETS", 5000)
+    assert parse(f"global {{A={'x' * 998}}} file a.db {{ {{B=1}} {{B=2}} {{B=3}} {{B=4}} {{}} }}")
+    line, why = refused(f"global {{A={'x' * 998}}} file a.db {{\n{{B=1}} {{B=2}} {{B=3}} {{B=4}}\n{{B=5}} }}")
+    assert (line, why) == (3, "the macros of all sets up to here have more than 5000 octets: divide the file")
 
 
 _PARTS = st.lists(

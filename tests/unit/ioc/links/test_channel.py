@@ -407,7 +407,7 @@ def test_updates_for_records_wait_for_the_worker_and_are_merged_when_too_many() 
     assert link.scans
     for number in (1, 2, 3, 4):
         world.value(number)
-    assert world.works == [world.channel]
+    assert world.works == [world.channel] * 2, "the worker is asked once for each that waits"
     assert not link.is_connected()
     assert world.channel.squashed == 2
     assert [item.store[1] for item in world.channel._pending] == [1, 4]
@@ -419,7 +419,9 @@ def test_news_of_a_server_that_comes_and_goes_do_not_pile_up() -> None:
     for number in range(1000):
         world.value(number)
         world.channel.lost("gone")
+        assert len(world.works) == len(world.channel._pending) + world.channel._spare
     assert len(world.channel._pending) <= 2 + 8 + 1
+    assert len(world.works) <= 2 * (2 + 8 + 1), "nor does the worker's queue"
 
 
 def test_only_inputs_are_processed_by_updates() -> None:
