@@ -294,8 +294,9 @@ class _File:
             raise OSError(0, "the line does not fit on the disk")
 
     def close(self) -> None:
-        """Close it."""
-        os.close(self._fd)
+        """Close it. A thread that the disk holds up in :meth:`write` must not go on in another file with that number."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
 
 class CaPutLog:

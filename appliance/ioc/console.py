@@ -182,8 +182,11 @@ class Console:
     async def _complete(self, line: bytes, writer: asyncio.StreamWriter) -> None:
         """Answer a question for completions; it is no command and not logged."""
         text, _, typed = line.decode("utf-8", "replace").strip("\r\n")[1:].partition("\t")
-        async with self._one:
-            found = await _in_thread(lambda: self._completer.found(text, typed))
+        found: list[str] = []
+        # Whoever presses TAB, or opens the console, must not wait for somebody's command.
+        if not self._one.locked():
+            async with self._one:
+                found = await _in_thread(partial(self._completer.found, text, typed))
         writer.write("".join(f"{each}\n" for each in found if each.isprintable()).encode())
 
     async def stop(self) -> None:

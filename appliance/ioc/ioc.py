@@ -421,6 +421,8 @@ class Ioc:
 
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
+        # A script that still runs must not go on to iocInit, which writes to devices.
+        self.loading.script.is_stopped = True
         await self._stack.aclose()
         self.loading.reread.ask = None
         if self._rereading is not None:

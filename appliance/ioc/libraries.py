@@ -100,16 +100,16 @@ class SiteLibraries:
             ConfigurationError: A file is missing or somebody else can change it, it was made for another EPICS Base,
                 or support is missing that a definition file names.
         """
-        objects: dict[str, SharedObject] = {}
+        objects: list[SharedObject] = []
         for step in self.steps:
             path = protected_file(step.file)
             self._paths.append(path)
-            objects[path] = read_shared_object(read_regular(path, _LIMIT), step.file)
+            objects.append(read_shared_object(read_regular(path, _LIMIT), step.file))
         ours = _base_libraries()
-        for step, found in zip(self.steps, objects.values(), strict=False):
+        for step, found in zip(self.steps, objects, strict=True):
             self._check_version(step, found, ours)
         self._check_undefined(objects)
-        symbols = frozenset[str]().union(*(found.defined for found in objects.values()))
+        symbols = frozenset[str]().union(*(found.defined for found in objects))
         for step in self.steps:
             for file in step.definitions:
                 for each in _declarations(file, [os.path.dirname(file) or "."]):  # noqa: PTH120
@@ -179,11 +179,11 @@ class SiteLibraries:
                 f"link it with -Wl,--no-as-needed -ldbCore -lCom of EPICS {version}"
             )
 
-    def _check_undefined(self, objects: dict[str, SharedObject]) -> None:
+    def _check_undefined(self, objects: list[SharedObject]) -> None:
         """Check that each library finds the symbols it needs in EPICS Base or in one before it."""
         known: set[str] = set()
         sonames: set[str] = set()
-        for step, found in zip(self.steps, objects.values(), strict=False):
+        for step, found in zip(self.steps, objects, strict=True):
             known |= found.defined
             # One that brings libraries of its own gets its symbols from them, too: the system's loader will say.
             brings = any(name not in sonames and not sitecode.is_loaded(name) for name in found.needed)

@@ -43,6 +43,8 @@ class ScriptRunner:
         """File and line of the command that runs."""
         self.failures: list[ConfigurationError] = []
         """The failures after which the script continued."""
+        self.is_stopped = False
+        """Whether the IOC ends: no further command is run. Set by any thread."""
 
     def run(self, path: str) -> None:
         """Run a script; blocks.
@@ -56,7 +58,7 @@ class ScriptRunner:
     def _run(self, path: str, macros: Mapping[str, str], on_error: str, depth: int) -> None:
         if depth > _DEPTH:
             raise ConfigurationError(f"scripts call each other more than {_DEPTH} deep", file=path)
-        for number, raw in enumerate(self._read(path).splitlines(), 1):
+        for number, raw in enumerate(self._read(path).split("\n"), 1):
             line = expand_known(raw, macros).strip() if macros else raw.strip()
             if not line.startswith("#-"):
                 # Standard output of a daemon is its log.
@@ -64,7 +66,7 @@ class ScriptRunner:
             if not line or line.startswith("#"):
                 continue
             words = words_of(line)
-            if words[:1] == ["exit"]:
+            if words[:1] == ["exit"] or self.is_stopped:
                 break
             if words[:2] == ["on", "error"]:
                 on_error = _POLICIES.get(words[2] if len(words) > 2 else "", on_error)

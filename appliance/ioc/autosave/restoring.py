@@ -9,13 +9,15 @@ from typing import Final, NamedTuple
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
-from appliance.ioc.autosave.files import Folders, read_text
+from appliance.ioc.autosave.files import Folders, read_text, write_text
 from appliance.ioc.autosave.savefile import parse_saved
 from appliance.ioc.macros import parse_macros
 
 __all__ = ["Restorer"]
 
 _log: Final = logging.getLogger("appliance.ioc.autosave")
+_KEPT: Final = ".bu"
+_MODE: Final = 0o664
 
 
 class _Named(NamedTuple):
@@ -36,6 +38,7 @@ class Restorer:
         self._folders = folders
         self._named: list[_Named] = []
         self._told: dict[_Named, str] = {}
+        self._kept: set[Path] = set()
 
     def add(self, file: str, macros: str, *, is_late: bool) -> None:
         """Restore a file with iocInit, before or after records are initialised."""
@@ -51,6 +54,7 @@ class Restorer:
                     named.file,
                     named.macros,
                     lambda name, value: dbcore.restore(name, value, is_late=is_late),
+                    keeps=True,
                 )
             except ApplianceError as error:
                 told = f"not restored: {error}"
@@ -72,8 +76,17 @@ class Restorer:
             for named, told in self._told.items()
         ]
 
-    def _restore(self, file: str, macros: str, put: Callable[[str, str | tuple[str, ...]], bool]) -> str:
+    def _restore(
+        self,
+        file: str,
+        macros: str,
+        put: Callable[[str, str | tuple[str, ...]], bool],
+        *,
+        keeps: bool = False,
+    ) -> str:
         path, text = self._newest(file)
+        if keeps:
+            self._keep(Path(self._folders.saves, file), text)
         saved = parse_saved(text, parse_macros(macros), file=str(path))
         if saved.missing and not self.incomplete_is_good:
             raise ConfigurationError(
@@ -90,6 +103,19 @@ class Restorer:
         told = f"{done} values from {path}" + (f", {failed} failed" if failed else "")
         _log.info("autosave: restored %s", told)
         return told
+
+    def _keep(self, path: Path, text: str) -> None:
+        """Keep what a start restores, as autosave does: if that fails, the first saves would soon replace all copies of it."""
+        if path in self._kept:
+            return
+        self._kept.add(path)
+        kept = path.with_name(path.name + _KEPT)
+        fresh = path.with_name(kept.name + ".new")
+        try:
+            write_text(fresh, text, _MODE)
+            fresh.replace(kept)
+        except (ApplianceError, OSError) as error:
+            _log.warning("autosave: what %s holds is not kept beside it: %s", path, error)
 
     def _newest(self, file: str) -> tuple[Path, str]:
         """Read a save file; if it is damaged, read the backup beside it or the newest copy."""

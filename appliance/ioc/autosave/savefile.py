@@ -185,7 +185,7 @@ def _requested(
     if depth > _DEPTH:
         raise ConfigurationError(f"request files include each other more than {_DEPTH} deep", file=file)
     path, text = read(file)
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(text.split("\n"), 1):
         line = expand_known(raw, macros).strip()
         if not line or line.startswith("#"):
             continue

@@ -380,8 +380,8 @@ class _Functions:
                     numbers.write(target, data)
                     return 0
             return self._read(link, dbr, target, count)
-        except Exception:  # noqa: BLE001 - as of the others, but without a further call
-            return _failed("read")
+        except Exception as error:  # noqa: BLE001 - as of the others, but without a further call
+            return _failed("read", error)
 
     def _read(self, link: int, dbr: int, target: int, count: int | None) -> int:
         end = self._of(link)
@@ -584,8 +584,16 @@ def _set_stamp(record: int, stamp: tuple[int, int, int]) -> None:
     ctypes.c_uint64.from_address(record + common_place("UTAG")).value = tag
 
 
-def _failed(name: str) -> int:
-    _log.exception("link support failed in %s", name)
+_told: Final[set[tuple[str, str]]] = set()
+"""The kinds of failures that the log has."""
+
+
+def _failed(name: str, error: Exception) -> int:
+    """Log a failure. Records may call many times a second: each kind is told once."""
+    kind = name, type(error).__name__
+    level = logging.DEBUG if kind in _told else logging.ERROR
+    _told.add(kind)
+    _log.log(level, "link support failed in %s", name, exc_info=error)
     return _FAILED
 
 
@@ -596,8 +604,8 @@ def _guarded(function: Callable[..., Any], result: Any, failed: int) -> Callable
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except Exception:  # noqa: BLE001 - an exception must not enter C
-            _failed(function.__name__)
+        except Exception as error:  # noqa: BLE001 - an exception must not enter C
+            _failed(function.__name__, error)
             return None if result is None else failed
 
     return call

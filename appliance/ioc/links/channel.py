@@ -65,7 +65,7 @@ class Source(Protocol):
         """Begin a put; :meth:`LinkChannel.put_done` must follow, at once or later."""
 
     def abandon(self) -> None:
-        """Stop the put that runs: nobody waits for it any more."""
+        """Stop the puts that run: nobody waits for them any more."""
 
     def room(self) -> None:
         """Learn that an update was taken out of the queue."""
@@ -89,6 +89,14 @@ class _Lost(NamedTuple):
 
     why: str
     at: tuple[int, int]
+
+
+class _Run(NamedTuple):
+    """A put that runs."""
+
+    batch: Batch
+    forwards: dict[Member, None]
+    """The forward links among what it does."""
 
 
 class _Completion:
@@ -147,8 +155,8 @@ class LinkChannel:
         self._queued: dict[Member, Any] = {}
         self._queued_waiting: dict[Member, None] = {}
         self._queued_forwards: dict[Member, None] = {}
-        self._running: Batch | None = None
-        self._running_forwards: dict[Member, None] = {}
+        self._running: list[_Run] = []
+        """Any number that records wait for, since that may take for ever, and one of the others."""
         self._is_scheduled = False
         self._is_closed = False
 
@@ -214,9 +222,13 @@ class LinkChannel:
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled and self._running is None and (self._queued or self._queued_forwards):
+        if not self._is_scheduled and self._may_start():
             self._is_scheduled = True
             self._owner.on_loop(self._start_put)
+
+    def _may_start(self) -> bool:
+        """Whether there is something to write, and no put runs whose end comes soon."""
+        return bool(self._queued or self._queued_forwards) and all(run.batch.waiting for run in self._running)
 
     # -- puts: on the event loop -------------------------------------------------------------------------------------
 
@@ -224,34 +236,35 @@ class LinkChannel:
         with self._lock:
             self._is_scheduled = False
             source = self.source
-            if (
-                self._running is not None
-                or source is None
-                or not self._is_reachable
-                or not (self._queued or self._queued_forwards)
-            ):
+            if source is None or not self._is_reachable or not self._may_start():
                 return
-            batch = self._running = Batch(
-                self._queued, bool(self._queued_forwards), frozenset(self._queued_waiting)
-            )
-            self._running_forwards = self._queued_forwards
+            batch = Batch(self._queued, bool(self._queued_forwards), frozenset(self._queued_waiting))
+            self._running.append(_Run(batch, self._queued_forwards))
             self._queued, self._queued_waiting, self._queued_forwards = {}, {}, {}
             self.puts += 1
-        source.put(batch)
+        try:
+            source.put(batch)
+        except Exception as error:  # noqa: BLE001 - records wait, and later puts come after this one
+            _log.exception("PVA link: the put to %s failed", self.key.name)
+            self.put_done(batch, f"{type(error).__name__}: {error}")
 
-    def put_done(self, error: str, *, lost: bool = False, faults: dict[Any, str] | None = None) -> None:
-        """End the put that runs.
+    def put_done(
+        self, batch: Batch, error: str, *, lost: bool = False, faults: dict[Any, str] | None = None
+    ) -> None:
+        """End a put that runs.
 
         Args:
+            batch: What was to be done.
             error: Why it failed; empty if it did not.
             lost: Whether it failed because the connection was lost; then links with ``retry`` try again.
             faults: Links whose value could not be written, and why.
         """
         with self._lock:
-            batch, self._running = self._running, None
-            if batch is None:
+            run = next((each for each in self._running if each.batch is batch), None)
+            if run is None:
                 return
-            forwards, self._running_forwards = self._running_forwards, {}
+            self._running = [each for each in self._running if each is not run]
+            forwards = run.forwards
             failed = dict(faults or {})
             for link, value in batch.values.items():
                 again = lost and link.options.retry and link in self._links
@@ -329,11 +342,13 @@ class LinkChannel:
                 return
             self._is_reachable = False
             pending = self._pending
-            if len(pending) >= self.key.queue_size + _FLAPS:
+            has_room = len(pending) >= self.key.queue_size + _FLAPS
+            if has_room:
                 self._spare += len(pending)
                 pending.clear()
             push = self._add(_Lost(why, (now // _SECOND, now % _SECOND)))
-            running = self._running is not None
+            # The latest first: its values are those that are tried again.
+            running = self._running[::-1]
             # What nobody asked to repeat is dropped: when the server is back, the value may be wrong.
             for table in (self._held, self._queued, self._queued_forwards):
                 for link in [link for link in table if not link.options.retry]:
@@ -345,10 +360,13 @@ class LinkChannel:
         if push:
             self._push(self)
         self._complete(waits)
+        if has_room:
+            self._tell_room()
         if running:
             if self.source is not None:
                 self.source.abandon()
-            self.put_done(f"{self.key.name} Disconn", lost=True)
+            for run in running:
+                self.put_done(run.batch, f"{self.key.name} Disconn", lost=True)
 
     def _add(self, item: Latest | _Lost) -> bool:
         """Use an item now, or leave it to the worker; return whether the worker must be told. With the lock."""
@@ -437,7 +455,7 @@ class LinkChannel:
     @property
     def is_putting(self) -> bool:
         """Whether a put runs."""
-        return self._running is not None
+        return bool(self._running)
 
     def close(self) -> None:
         """End the subscription: on the event loop, when the last link is gone."""

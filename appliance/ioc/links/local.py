@@ -81,7 +81,7 @@ class LocalSource:
         self._channel = channel
         self._pv = pv
         self._reader: Subscriber = _Reader(channel)
-        self._waiting: dbcore.BlockingPut | None = None
+        self._waiting: dict[dbcore.BlockingPut, None] = {}
 
     def start(self) -> None:
         """Begin the updates; the first comes at once.
@@ -103,9 +103,9 @@ class LocalSource:
 
     def abandon(self) -> None:
         """Wait no more for the processing of a record."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.cancel()
+        waiting, self._waiting = self._waiting, {}
+        for put in waiting:
+            put.cancel()
 
     def put(self, batch: Batch) -> None:
         """Write and process."""
@@ -113,10 +113,10 @@ class LocalSource:
         try:
             faults = self._put_record(pv, batch) if isinstance(pv, RecordPV) else _put_group(pv, batch)
         except ApplianceError as error:
-            self._channel.put_done(str(error))
+            self._channel.put_done(batch, str(error))
             return
         if faults is not None:
-            self._channel.put_done("", faults=faults)
+            self._channel.put_done(batch, "", faults=faults)
 
     def _put_record(self, pv: RecordPV, batch: Batch) -> dict[Any, str] | None:
         """Write to a record; return the faults, or None if the end of the processing is waited for."""
@@ -127,7 +127,7 @@ class LocalSource:
         has_value = bool(leaves(mapping.type, value.changed) & mapping.value_bits)
         new = value.store[mapping.value]
         if batch.waiting and process is not False:
-            self._wait(channel, new if has_value else None, process, faults)
+            self._wait(channel, new if has_value else None, batch, faults)
             return None
         if has_value:
             channel.put(new, process)
@@ -138,16 +138,14 @@ class LocalSource:
                 channel.process_locked(process=True)
         return faults
 
-    def _wait(
-        self, channel: dbcore.DBChannel, new: Any, process: bool | None, faults: dict[Any, str]
-    ) -> None:
+    def _wait(self, channel: dbcore.DBChannel, new: Any, batch: Batch, faults: dict[Any, str]) -> None:
         loop = asyncio.get_running_loop()
         began: list[dbcore.BlockingPut] = []
 
         def finish(error: str | None) -> None:
-            if self._waiting is not None and began and self._waiting is began[0]:
-                self._waiting = None
-                self._channel.put_done(error or "", faults=faults)
+            if began and began[0] in self._waiting:
+                del self._waiting[began[0]]
+                self._channel.put_done(batch, error or "", faults=faults)
 
         def done(error: str | None) -> None:
             loop.call_soon_threadsafe(finish, error)
@@ -155,9 +153,9 @@ class LocalSource:
         if new is None:
             put = dbcore.put_notify(channel, done)
         else:
-            put = dbcore.put_notify(channel, done, new, process=process)
+            put = dbcore.put_notify(channel, done, new, process=batch.process)
         began.append(put)
-        self._waiting = put
+        self._waiting[put] = None
 
 
 def _present(kind: StructType, batch: Batch, read: Any) -> Value:

@@ -131,7 +131,7 @@ class RemoteSource:
         self._monitor: Monitor[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._putting: PutRequest | None = None
+        self._putting: dict[PutRequest, None] = {}
         self.last: Latest | None = None
         """The latest value of the present connection."""
         self.is_held = False
@@ -142,7 +142,9 @@ class RemoteSource:
         """Subscribe."""
         self._again = None
         key = self.channel.key
-        options = f"record[queueSize={key.queue_size},pipeline={'true' if key.pipeline else 'false'}]"
+        pipeline = "true" if key.pipeline else "false"
+        # As pvxs: the members of a group belong together for the records that read them.
+        options = f"record[queueSize={key.queue_size},pipeline={pipeline},atomic=true]"
         if key.pipeline:
             # The server sends more when an update was taken, so updates are taken only while there is room.
             self._monitor = self._context.monitor(key.name, options, notify=True)
@@ -223,22 +225,22 @@ class RemoteSource:
             return value
 
         def done(error: Exception | None) -> None:
-            if self._putting is not request:
+            if request not in self._putting:
                 return
-            self._putting = None
+            del self._putting[request]
             lost = isinstance(error, ChannelClosedError)
-            self.channel.put_done("" if error is None else str(error), lost=lost, faults=faults)
+            self.channel.put_done(batch, "" if error is None else str(error), lost=lost, faults=faults)
 
         channel = self._context.channel(self.channel.key.name)
         prepared = self._context._prepared(batch.request).value
         request = PutRequest(channel, _PutWaiter(done), prepared, build, get=batch.needs_present)
-        self._putting = request
+        self._putting[request] = None
         channel.add(request)
 
     def abandon(self) -> None:
-        """Stop the put that runs."""
-        request, self._putting = self._putting, None
-        if request is not None:
+        """Stop the puts that run."""
+        putting, self._putting = self._putting, {}
+        for request in putting:
             request.cancel()
 
     def close(self) -> None:
@@ -341,8 +343,14 @@ class RemoteClient:
         """Use a client with other settings from now on; each link connects again, once."""
         self._opener = opener
         former = self._opened
-        if opened is None or former is None:
+        if former is None:
+            # It is opened with these settings when it is needed.
+            if opened is not None:
+                await opened.stack.aclose()
             return
+        if opened is None:
+            # It was opened with the former settings after open_another had been called.
+            opened = await _open(opener)
         self._opened = opened
         for channel, source in list(self._sources.items()):
             channel.lost(_OTHER_CLIENT)

@@ -29,6 +29,7 @@ __all__ = ["CHARS", "Choice", "dbf_of", "fit", "from_dbr", "is_enum", "long_text
 
 _STRING, _CHAR, _LONG, _ULONG, _ENUM = 0, 1, 5, 6, 11
 _FLOATS: Final = frozenset((9, 10))
+_NOT_WHOLE: Final = _FLOATS | {_STRING}
 CHARS: Final = frozenset((_CHAR, 2))
 """DBF_CHAR and DBF_UCHAR: arrays of them hold long texts."""
 _CODES: Final = {kind: code for code, kind in enumerate(SCALAR_TYPES[:_ENUM])}
@@ -50,10 +51,15 @@ class Choice(NamedTuple):
 
 
 def is_enum(kind: TypeDesc) -> bool:
-    """Whether a structure is an enumeration (``enum_t``): a number and the texts that it chooses from."""
-    return (
-        isinstance(kind, StructType) and kind.id == "enum_t" and {"index", "choices"} <= kind.members.keys()
-    )
+    """Whether a structure is an enumeration (``enum_t``): a number and the texts that it chooses from.
+
+    The name alone is not enough: another server chooses it, and what lies below it.
+    """
+    if not (isinstance(kind, StructType) and kind.id == "enum_t"):
+        return False
+    index, choices = kind.members.get("index"), kind.members.get("choices")
+    is_number = isinstance(index, ScalarType) and _CODES.get(index, _STRING) not in _NOT_WHOLE
+    return is_number and isinstance(choices, ArrayType) and _is_text(choices.element)
 
 
 def dbf_of(kind: TypeDesc) -> int:
@@ -221,7 +227,9 @@ def fit(kind: TypeDesc, value: Any) -> Any:
         value = value[0].item() if hasattr(value, "dtype") else value[0]
     if isinstance(kind, (BoundedString, ScalarType)):
         return _fit_scalar(kind, value)
-    if isinstance(kind, (AnyType, UnionType)) or is_enum(kind):
+    if is_enum(kind):
+        return value if isinstance(value, str) else _whole(value)
+    if isinstance(kind, (AnyType, UnionType)):
         return value
     raise PVDataError("the PV has a structure here, and no value")
 

@@ -165,6 +165,21 @@ async def test_incomplete_files_are_refused_where_that_is_asked_for(files: Path)
         await ioc.printed("3 PVs had no value when the file was written")
 
 
+async def test_what_a_start_found_is_kept_even_if_it_is_not_restored(files: Path) -> None:
+    written = WRITTEN_ELSEWHERE.replace("L:ao.VAL", "! 3 channels\nL:ao.VAL", 1)
+    (files / "sav" / "all.sav").write_text(written)
+    (files / "st.cmd").write_text("save_restoreSet_IncompleteSetsOk(0)\n" + SCRIPT)
+    async with running_ioc("-S", "st.cmd", cwd=files):
+        await saved(files / "sav" / "all.sav", "L:ao.VAL", "1.0")
+    assert (files / "sav" / "all.sav.bu").read_text() == written
+    # A backup that takes the place of a damaged file is kept, too; what is damaged is not.
+    (files / "sav" / "all.sav").write_text("L:ao.VAL 2\n")
+    (files / "sav" / "all.savB").write_text(WRITTEN_ELSEWHERE)
+    async with running_ioc("-S", "st.cmd", cwd=files):
+        pass
+    assert (files / "sav" / "all.sav.bu").read_text() == WRITTEN_ELSEWHERE
+
+
 async def test_sets_are_saved_by_hand_by_time_and_by_a_trigger(files: Path) -> None:
     for name in ("hand", "timed", "triggered"):
         (files / "req" / f"{name}.req").write_text("L:ao\n")

@@ -465,3 +465,25 @@ async def test_a_long_text_becomes_characters_or_a_number_where_the_pv_wants_the
     await records.becomes("number", 12.5)
     await records.put("chars", np.frombuffer(LONG.encode(), "i1"))
     await records.becomes("ls:dst", LONG)
+
+
+async def test_a_record_that_waits_for_another_holds_up_no_third(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text(
+        """
+        record(ao, "target") { field(FLNK, "slow") }
+        record(calcout, "slow") { field(CALC, "1") field(ODLY, "100000") field(OOPT, "Every Time") field(OUT, "nothing PP") }
+        record(longin, "nothing") {}
+        record(ao, "waits") { field(DTYP, "Async Soft Channel") field(OUT, {pva:{pv:"target", proc:"PP"}}) }
+        record(ao, "writes") { field(OUT, {pva:"target"}) }
+        """
+    )
+    async with running_ioc("-d", tmp_path / "a.db") as ioc, ioc.client() as client:
+        records = Records(ioc, client)
+        await ioc.printed("epics> ")
+        await records.connected("waits", "writes")
+        await client.put("waits", 1.0)
+        await records.becomes("target", 1.0)
+        for value in (2.0, 3.0):
+            await records.put("writes", value)
+            await records.becomes("target", value)
+        assert await records.get("waits.PACT") == 1

@@ -144,6 +144,63 @@ record(longin, "done") {}
 """
 
 
+async def test_a_number_with_a_fraction_chooses_what_its_whole_part_names(tmp_path: Path) -> None:
+    udp = free_port()
+    text = """
+    record(stringin, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }
+    record(ao, "out") { field(OUT, {pva:"far"}) }
+    """
+    pv = SharedPV.mailbox(Value(NTEnum(), {"value.index": 0, "value.choices": ["zero", "one", "two"]}))
+    async with serving({"far": pv}, udp), linked(tmp_path / "a.db", text, udp) as records:
+        await records.becomes("in", "zero")
+        for number_, wanted in ((1.7, "one"), (2.0, "two"), (-0.5, "zero")):
+            await records.put("out", number_)
+            await records.becomes("in", wanted)
+
+
+async def test_what_only_calls_itself_an_enumeration_is_an_alarm_and_no_traceback(tmp_path: Path) -> None:
+    udp = free_port()
+    text = """
+    record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }
+    record(ai, "again") { field(INP, {pva:"far"}) field(SCAN, ".1 second") }
+    record(ao, "out") { field(OUT, {pva:"far"}) }
+    """
+    async with linked(tmp_path / "a.db", text, udp) as records:
+        for index, choices in ((STRING, ArrayType(STRING)), (ArrayType(INT32), FLOAT64), (INT32, FLOAT64)):
+            value = Value(
+                StructType([("value", StructType([("index", index), ("choices", choices)], "enum_t"))])
+            )
+            async with serving({"far": SharedPV.mailbox(value)}, udp):
+                await records.shows("dbpvar", "in", 2, "", "far conn=T")
+                await records.becomes("again.AMSG", lambda said: "has no value" in said)
+                await records.put("out", 1.0)
+                assert await records.get("in.SEVR") == INVALID
+            await records.becomes("again.AMSG", "INP Disconn")
+            async with serving({"far": SharedPV.mailbox(number(7.0))}, udp):
+                await records.becomes("in", 7.0)
+                await records.becomes("again", 7.0)
+            await records.becomes("again.AMSG", "INP Disconn")
+        assert "Traceback" not in records.ioc.log
+
+
+async def test_a_link_asks_for_the_members_of_a_group_together_whatever_the_group_itself_says(
+    tmp_path: Path,
+) -> None:
+    udp = free_port()
+    asked: list[dict[str, str]] = []
+
+    class Noting(SharedPV):
+        def subscribe(self, subscription: Any) -> None:
+            asked.append(subscription.options)
+            super().subscribe(subscription)
+
+    text = 'record(ai, "in") { field(INP, {pva:{pv:"far", proc:"CP"}}) }'
+    pv = Noting(number(3.0))
+    async with serving({"far": pv}, udp), linked(tmp_path / "a.db", text, udp) as records:
+        await records.becomes("in", 3.0)
+    assert asked[0]["atomic"] == "true"
+
+
 async def test_a_record_waits_for_the_end_of_processing_on_another_server(tmp_path: Path) -> None:
     """With completion the record behind the forward link sees what the processing has done; without it, not."""
     (tmp_path / "there.db").write_text(TARGETS)
@@ -396,6 +453,33 @@ async def test_pvxreconfigure_gives_links_and_inputs_the_new_keychain_with_one_c
                     await asyncio.sleep(0.05)
         await records.becomes("in", 4.0)
         writer.close()
+
+
+async def test_settings_that_change_while_the_client_is_opened_are_those_that_count() -> None:
+    opened: list[str] = []
+    gates = {"first": asyncio.Event(), "second": asyncio.Event()}
+
+    def opener(name: str) -> Any:
+        @asynccontextmanager
+        async def opening() -> AsyncIterator[Any]:
+            await gates[name].wait()
+            opened.append(name)
+            yield object()
+
+        return opening
+
+    client = RemoteClient(opener("first"))
+    channel = LinkChannel(ChannelKey("pv", 4, False, False), _Owner())
+    client.connect(channel)
+    client.forget(channel)
+    # None is open yet, so no other one is opened; then the first one is.
+    assert await client.open_another(opener("second")) is None
+    gates["first"].set()
+    await until(lambda: opened == ["first"])
+    gates["second"].set()
+    await client.use(opener("second"), None)
+    assert opened == ["first", "second"]
+    await client.close()
 
 
 class _Owner:

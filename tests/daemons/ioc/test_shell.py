@@ -308,5 +308,8 @@ async def test_a_command_that_does_not_end_keeps_neither_the_ioc_nor_later_comma
         assert (await client.get("S:one"))["value"] == 7.0
         last[1].write(b"epicsThreadSleep 100000\n")
         await ioc.printed(": epicsThreadSleep 100000")
+        reader, writer = await opened()
+        writer.write(b"\tdb\tdb\n")
+        await asyncio.wait_for(reader.readuntil(b"epics> "), 30)
         assert await ioc.stop() == 0
     assert "Traceback" not in ioc.log

@@ -206,6 +206,14 @@ def test_a_library_with_a_base_of_its_own_is_refused(site: Path) -> None:
     assert "contains an EPICS Base of its own (iocInit)" in refused(site, LibraryStep("libsite.so"))
 
 
+def test_a_library_that_is_named_twice_does_not_take_the_blame_of_another(site: Path) -> None:
+    compiled(site / "libother.so", "int iocInit(void);\nint iocInit(void) { return 0; }\n", link=False)
+    mine = LibraryStep("libsite.so", ("site.dbd",))
+    assert refused(site, mine, mine, LibraryStep("libother.so")).startswith(
+        "libother.so: contains an EPICS Base"
+    )
+
+
 def test_a_library_that_is_not_linked_with_base_is_warned_of(site: Path) -> None:
     compiled(site / "libsite.so", file=SOURCES / "site_support.c", link=False)
     (warning,) = trial(site).warnings

@@ -594,3 +594,23 @@ async def test_code_that_a_script_loads_by_another_name_is_not_loaded_by_the_tri
     (files / "st.cmd").write_text('iocshCmd "dlload nosuch.so"\ndbLoadRecords("nosuch.db")\n')
     found = Trial(Plan(script="st.cmd", folder=str(files))).result()
     assert "dlload" in found.left_out
+
+
+async def test_a_script_that_is_interrupted_does_not_go_on_to_iocinit(files: Path) -> None:
+    (files / "st.cmd").write_text(
+        'dbLoadRecords("db/good.db")\nsystem "echo begun"\nepicsThreadSleep 3\niocInit\nsystem "echo reached >>told"\n'
+    )
+    async with starting_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed(r"epicsThreadSleep 3")
+        assert await ioc.stop() == 0
+    assert "iocRun" not in ioc.log
+    assert "Traceback" not in ioc.log
+    assert not (files / "told").exists()
+
+
+async def test_a_line_of_a_script_ends_only_where_it_ends_for_epics(files: Path) -> None:
+    (files / "st.cmd").write_bytes(
+        'epicsEnvSet("SAID", "one\u2028exit\x0cexit\x85exit")\r\ndbLoadRecords("db/good.db")\r\niocInit'.encode()
+    )
+    async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
+        await ioc.printed("serving 2 records")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from appliance.errors import ApplianceError, ConfigurationError
-from appliance.ioc.caputlog import CaPutLog, NotedPut, parse_servers
+from appliance.ioc.caputlog import CaPutLog, NotedPut, _File, parse_servers
 from tests.helpers.log_server import LogServer
 
 NAN, INF = float("nan"), float("inf")
@@ -518,3 +518,19 @@ def test_a_full_disk_is_one_error_and_the_next_line_is_whole(
     assert len(found) == 3
     assert [line.rpartition(" new=")[2] for line in found[1:]] == ["3 old=0", "4 old=0"]
     assert len([each for each in caplog.records if "have no line there" in each.getMessage()]) == 1
+
+
+def test_a_file_that_was_closed_while_the_disk_stood_still_leaves_others_alone(tmp_path: Path) -> None:
+    file = _File(str(tmp_path / "puts"))
+    file.write(b"one\n")
+    number = file._fd
+    file.close()
+    other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+    try:
+        assert other == number
+        with pytest.raises(OSError):
+            file.write(b"two\n")
+        assert os.fstat(other).st_size == 0
+    finally:
+        os.close(other)
+    assert (tmp_path / "puts").read_bytes() == b"one\n"

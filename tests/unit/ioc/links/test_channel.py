@@ -175,12 +175,87 @@ def test_one_put_at_a_time_and_the_latest_value_wins() -> None:
     put(link, 5)
     world.turn()
     assert len(world.puts) == 1
-    world.channel.put_done("")
+    world.channel.put_done(world.puts[-1], "")
     world.turn()
     assert [written(each)["value"] for each in world.puts] == [3, 5]
-    world.channel.put_done("")
+    world.channel.put_done(world.puts[-1], "")
     world.turn()
     assert len(world.puts) == 2
+
+
+def test_a_put_that_a_record_waits_for_holds_up_nobody_else() -> None:
+    world = World()
+    patient, busy, other = world.link(), world.link(), world.link()
+    world.value(0)
+    put(patient, 1, wait=True)
+    world.turn()
+    put(busy, 2)
+    world.turn()
+    # The end of this one comes soon, and the next one waits for it.
+    put(busy, 3)
+    put(other, 4, wait=True)
+    world.turn()
+    assert [list(each.values.values()) for each in world.puts] == [[1], [2]]
+    world.channel.put_done(world.puts[1], "")
+    world.turn()
+    assert [list(each.values.values()) for each in world.puts] == [[1], [2], [3, 4]]
+    assert not world.completions()
+    world.channel.put_done(world.puts[2], "")
+    assert world.completions() == [("rec3.OUT", "")]
+    assert world.channel.is_putting
+    world.channel.put_done(world.puts[0], "pv: refused")
+    assert world.completions() == [("rec3.OUT", ""), ("rec1.OUT", "pv: refused")]
+    assert not world.channel.is_putting
+
+
+def test_of_several_puts_that_are_lost_the_latest_value_is_tried_again() -> None:
+    world = World()
+    patient, other = world.link(retry=True), world.link()
+    world.value(0)
+    put(patient, 1, wait=True)
+    world.turn()
+    put(other, 5, wait=True)
+    world.turn()
+    put(patient, 2)
+    world.turn()
+    assert len(world.puts) == 3
+    world.channel.lost("gone")
+    assert world.completions() == [("rec2.OUT", "pv Disconn")]
+    world.value(0)
+    world.turn()
+    assert len(world.puts) == 4
+    assert world.puts[-1].values == {patient: 2}
+    assert world.puts[-1].waiting == {patient}
+
+
+def test_a_source_that_fails_ends_the_put() -> None:
+    world = World()
+    link = world.link()
+    world.value(0)
+
+    def fail(batch: Batch) -> None:
+        raise ValueError("no such thing")
+
+    world.put, before = fail, world.put  # type: ignore[method-assign]
+    put(link, 1, wait=True)
+    world.turn()
+    assert world.completions() == [("rec1.OUT", "ValueError: no such thing")]
+    world.put = before  # type: ignore[method-assign]
+    put(link, 2)
+    world.turn()
+    assert written(world.puts[-1])["value"] == 2
+
+
+def test_a_reader_that_waits_for_room_hears_of_a_queue_that_was_emptied() -> None:
+    world = World(queue_size=1)
+    rooms: list[None] = []
+    world.room = lambda: rooms.append(None)  # type: ignore[method-assign]
+    world.link(IN_LINK, proc=Process.CP)
+    for number in range(20):
+        world.value(number)
+        world.channel.lost("gone")
+    assert rooms
+    assert not world.channel.is_full or len(world.channel._pending) <= 1 + 8
 
 
 def test_deferred_values_leave_with_the_next_link_that_does_not_defer() -> None:
@@ -204,12 +279,12 @@ def test_a_put_waits_for_the_end_of_processing_only_if_a_record_waits() -> None:
     put(link, 1)
     world.turn()
     assert world.puts[-1].request == "record[block=false,process=true]"
-    world.channel.put_done("")
+    world.channel.put_done(world.puts[-1], "")
     assert not world.completions()
     put(link, 2, wait=True)
     world.turn()
     assert world.puts[-1].request == "record[block=true,process=true]"
-    world.channel.put_done("")
+    world.channel.put_done(world.puts[-1], "")
     assert world.completions() == [("rec1.OUT", "")]
 
 
@@ -219,7 +294,7 @@ def test_the_reason_of_a_failure_reaches_the_record_that_waits() -> None:
     world.value(0)
     put(link, 1, wait=True)
     world.turn()
-    world.channel.put_done("pv: access denied")
+    world.channel.put_done(world.puts[-1], "pv: access denied")
     assert world.completions() == [("rec1.OUT", "pv: access denied")]
     assert (world.channel.puts, world.channel.put_errors, world.channel.put_error) == (
         1,
@@ -285,7 +360,7 @@ def test_what_was_lost_is_tried_again_if_the_link_says_so_with_the_latest_value(
     world.turn()
     assert world.puts[-1].values == {patient: 2}
     assert world.puts[-1].waiting == {patient}
-    world.channel.put_done("")
+    world.channel.put_done(world.puts[-1], "")
     assert world.completions() == [("rec1.OUT", "")]
 
 
@@ -295,7 +370,7 @@ def test_a_client_that_reports_the_loss_before_the_subscription_does_loses_nothi
     world.value(0)
     put(patient, 1)
     world.turn()
-    world.channel.put_done("lost the server during the put", lost=True)
+    world.channel.put_done(world.puts[-1], "lost the server during the put", lost=True)
     world.channel.lost("gone")
     world.turn()
     world.value(0)
