@@ -274,7 +274,7 @@ class Backlog:
 
     """
 
-    __slots__ = ("_owner", "_waits", "is_behind", "users", "waiting")
+    __slots__ = ("_owner", "_waits", "is_behind", "rests_until", "users", "waiting")
 
     def __init__(self, owner: Connection) -> None:
         self._owner = owner
@@ -282,6 +282,8 @@ class Backlog:
         self.users = 0
         self.is_behind = False
         """Whether something is marked: what changes now has to wait for its turn."""
+        self.rests_until = 0.0
+        """Feeds of the connection do not go on boards before this time (of the monotonic clock): it is busy with other things."""
         self.waiting: dict[Watcher, None] = {}
 
     def add(self, watcher: Watcher) -> None:

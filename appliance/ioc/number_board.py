@@ -10,6 +10,7 @@ the feed is handled alone, as if there were no board, and comes back later. So n
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ from appliance.server.operation import PUMP_LIMIT, Pattern, Subscription
 __all__ = ["Board"]
 
 _TIME: Final = [("seconds", "u4"), ("nanoseconds", "u4"), ("tag", "u8")]
+REST_S: Final = 0.3
+"""Seconds for which a connection that had something else to do gets no new rows: some periods of the fastest records."""
 _STRING: Final = 39
 """Octets of a text at most."""
 
@@ -104,6 +107,18 @@ class Board:
             self._ioid_of[pair] = _client(watcher).wire.ioid
         return row
 
+    def _rest(self, late: Sequence[int]) -> None:
+        """Give connections that have something else to do no new rows for a while: they will probably have so again.
+
+        A client that makes many requests beside its subscriptions would take its feeds off the board with each of them, and each
+        such change costs more than handling an update alone.
+        """
+        until = monotonic() + REST_S
+        for number in late:
+            lane = self._lanes[number]
+            assert lane is not None
+            lane.rest(until)
+
     def _grow(self) -> None:
         self._feeds += [None] * len(self._feeds)
         self._lane_of = np.concatenate([self._lane_of, np.full_like(self._lane_of, -1)])
@@ -156,6 +171,7 @@ class Board:
             if (lane := self._lanes[number]) is not None and not lane.is_ready()
         ]
         if late:
+            self._rest(late)
             of_rows = self._lane_of.reshape(-1, self.clients)[rows]
             waits: Flags = np.asarray(np.isin(of_rows, late).any(1))
             others = self._off(rows, ~waits)
@@ -224,6 +240,10 @@ class _Lane:
             and not stream.waits
             and not self._client.wire.connection.events
         )
+
+    def rest(self, until: float) -> None:
+        """Get no new rows before a time."""
+        self._watcher.backlog.rests_until = until
 
     def send(self, ioids: Any, seen: Octets) -> None:
         """Send an update for each row of ``seen``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from appliance.epoch import EPICS_EPOCH_S
@@ -145,7 +146,10 @@ class NumberFeed(Feed):
     def _step_up(cls, feeds: Sequence[NumberFeed], on_boards: dict[Board, int]) -> None:
         """Let feeds go on boards: those that are many alike, with the ones that changed on the board of their kind."""
         alike: dict[Hashable, list[NumberFeed]] = {}
+        now = monotonic()
         for feed in feeds:
+            if any(now < watcher.backlog.rests_until for watcher in feed.watchers.values()):
+                continue
             alike.setdefault((feed.value_code, feed.view.places), []).append(feed)
         for kind, some in alike.items():
             there = sum(count for board, count in on_boards.items() if board.kind == kind)

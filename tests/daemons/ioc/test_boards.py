@@ -61,9 +61,10 @@ async def on_a_board(ioc: Served, *clients: Client) -> list[Any]:
 @isolated
 def test_two_subscriptions_of_one_client_that_is_behind_get_another_alarm_once(tmp_path: Path) -> None:
     async def test() -> None:
-        from appliance.ioc import number_feed
+        from appliance.ioc import number_board, number_feed
 
         number_feed._MANY = 1  # type: ignore[misc]
+        number_board.REST_S = 0.0  # type: ignore[misc]
         async with served(RECORDS, ["one"]) as ioc:
             client, link = await watching(ioc, ["field()", "field()"])
             (feed,) = await on_a_board(ioc, client)
@@ -75,6 +76,31 @@ def test_two_subscriptions_of_one_client_that_is_behind_get_another_alarm_once(t
             link.owner.pump()
             await asyncio.to_thread(client.until, lambda it: it.last(1, "<d") == it.last(2, "<d") == 1000.0)
             assert [len(updates) for updates in client.got.values()] == [1, 1]
+            await on_a_board(ioc, client)
+            assert feed._board is not None
+
+    run(test)
+
+
+@isolated
+def test_a_connection_that_was_busy_gets_no_rows_for_a_while(tmp_path: Path) -> None:
+    async def test() -> None:
+        from appliance.ioc import number_board, number_feed
+
+        number_feed._MANY = 1  # type: ignore[misc]
+        number_board.REST_S = 3600.0  # type: ignore[misc]
+        async with served(RECORDS, ["one"]) as ioc:
+            client, link = await watching(ioc, ["field()"])
+            (feed,) = await on_a_board(ioc, client)
+            assert feed._board is not None
+            (watcher,) = feed.watchers.values()
+            link.waits = True
+            await ioc.put({"one": 1000.0})
+            assert feed._board is None
+            link.waits = False
+            await on_a_board(ioc, client)
+            assert feed._board is None, "each change of place costs more than an update"
+            watcher.backlog.rests_until = 0.0
             await on_a_board(ioc, client)
             assert feed._board is not None
 

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from appliance.errors import DecodeError
 from appliance.pva import commands as c
-from appliance.pva.events import MonitorFinished, MonitorOctets, MonitorUpdate, OperationReply, ReplyOctets
+from appliance.pva.events import (
+    MonitorFinished,
+    MonitorOctets,
+    MonitorUpdate,
+    OperationReply,
+    ReplyOctets,
+    UpdatesTogether,
+)
 from appliance.pva.octets import Batch, Octets, answer_in_order, decoded, squash, whole
 from appliance.pva.selection import encode_update
 from appliance.pva.status import OK, Status
@@ -98,6 +105,35 @@ def test_updates_of_one_read_are_one_event_while_they_are_alike():
         MonitorOctets(one, False, 2, 0, [first]),
     ]
     assert feed(wire.client, update(one, first)) == [MonitorOctets(one, False, 2, 0, [first])], "a new read"
+
+
+def test_updates_of_many_operations_are_one_event_if_they_are_gathered():
+    wire = Wire().handshake()
+    one, two, other = (raw_monitor(wire) for _ in range(3))
+    for operation in (one, two, other):
+        operation.gathered = operation is not other
+        operation.start()
+    take(wire.client)
+
+    def update(operation, body):
+        return frame(c.CMD_MONITOR, u32(operation.ioid) + b"\0" + body, server=True)
+
+    first, second = (b"\x01\x02" + bytes(7) + end + b"\0" for end in (b"\1", b"\2"))
+    severity = b"\x01\x0c" + bytes(5) + b"\0"
+    # What an update looks like is learnt from one that comes alone.
+    assert feed(wire.client, update(one, first) + update(two, first)) == [
+        MonitorOctets(one, False, 2, 0, [first]),
+        MonitorOctets(two, False, 2, 0, [first]),
+    ]
+    pairs = [(one, second), (two, first), (one, first), (other, first), (one, second), (two, severity)]
+    pairs += [(two, severity), (one, first)]
+    assert feed(wire.client, b"".join(update(*pair) for pair in pairs)) == [
+        UpdatesTogether([(one, second), (two, first), (one, first)]),
+        MonitorOctets(other, False, 2, 0, [first]),
+        UpdatesTogether([(one, second)]),
+        MonitorOctets(two, False, 12, 0, [severity, severity]),
+        UpdatesTogether([(one, first)]),
+    ], "those of one PV never change places"
 
 
 def test_the_byte_order_of_each_message_is_its_own():
