@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, overload
+from weakref import WeakValueDictionary
 
 from appliance.client.channel import Channel, Waiter
 from appliance.client.channels import check_name
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
 
     from appliance.tls.context import TLSContext
 
-__all__ = ["Context"]
+__all__ = ["Context", "closed_contexts"]
 
 _log: Final = logging.getLogger(__name__)
+_contexts: Final[WeakValueDictionary[int, Context]] = WeakValueDictionary()
 
 DEFAULT_TIMEOUT_S: Final = 5.0
 DEFAULT_QUEUE_SIZE: Final = 4
@@ -61,6 +63,11 @@ class _Prepared(NamedTuple):
 
     value: Value
     options: dict[str, str]
+
+
+def closed_contexts() -> int:
+    """Count the contexts that are closed and still exist; any thread may ask."""
+    return sum(context._end.closed for each in _contexts.valuerefs() if (context := each()) is not None)
 
 
 class Context:
@@ -135,6 +142,7 @@ class Context:
         self._beacons = beacons
         self._is_open = False
         self._requests: dict[str, _Prepared] = {}
+        _contexts[id(self)] = self
 
     # -- life ----------------------------------------------------------------------------------------
 

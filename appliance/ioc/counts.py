@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Final
+
+from appliance.daemon.objects import count_types
 
 __all__ = ["COUNTED", "instance_counts"]
 
@@ -35,22 +36,10 @@ def instance_counts() -> dict[str, int]:
     Nothing is counted while the program runs; this looks at all objects. What was set aside from Python's collection is looked at too.
     """
     counts = dict.fromkeys(sorted(COUNTED.values()), 0)
-    of_type: dict[type, str | None] = {}
-    put_aside = gc.get_freeze_count() > 0
-    if put_aside:
-        gc.unfreeze()
-    try:
-        objects = gc.get_objects()
-    finally:
-        if put_aside:
-            gc.freeze()
-    for each in objects:
-        kind = type(each)
-        if kind not in of_type:
-            of_type[kind] = _counter(kind)
-        name = of_type[kind]
+    for kind, count in count_types().items():
+        name = _counter(kind)
         if name is not None:
-            counts[name] += 1
+            counts[name] += count
     return counts
 
 

@@ -186,7 +186,8 @@ def listRefs() -> dict[str, int]:
         True
     """
     import gc
-    from collections import Counter
+
+    from appliance.daemon.objects import count_types
 
     engine = getattr(sys.modules.get(_ENGINE), "_engine", None)
     if engine is not None and engine.is_usable and not engine.is_current:
@@ -194,17 +195,13 @@ def listRefs() -> dict[str, int]:
         for _ in range(3):
             engine.call(int)
     gc.collect()
-    alive = gc.get_objects()
-    kinds = Counter(map(type, alive))
+    kinds = count_types()
     counts = {}
     for name, (module, classes) in _COUNTED.items():
         ours = tuple(getattr(sys.modules[module], each) for each in classes) if module in sys.modules else ()
         counts[name] = sum(number for kind, number in kinds.items() if issubclass(kind, ours))
     if counts["ClientContextImpl"]:
-        context = sys.modules["appliance.client.context"].Context
-        counts["ClientContextImpl"] -= sum(
-            each._end.closed for each in alive if issubclass(type(each), context)
-        )
+        counts["ClientContextImpl"] -= sys.modules["appliance.client.context"].closed_contexts()
     return counts
 
 
