@@ -33,6 +33,9 @@ ROOM_BEFORE: Final = META_SIZE
 ROOM_BEHIND: Final = 64
 #: Octets of values that are read under one lock, if there are several: some tenths of a millisecond of copying.
 _AT_ONCE: Final = 1 << 20
+#: Octets of an array that is copied while other threads of Python run. For a smaller one it costs a quarter more time to let
+#: them run and to wait for them, so its record is locked meanwhile: some milliseconds, if one of them computes.
+_LARGE: Final = 256 << 10
 #: Locks that are kept.
 _LOCKS: Final = 64
 
@@ -193,8 +196,7 @@ def read_arrays(readers: Sequence[ArrayReader]) -> list[ArrayReading]:
         some = readers[start:end]
         # This is done before, because scan threads wait for the locks.
         memories = [np.empty(ROOM_BEFORE + reader.size + ROOM_BEHIND, np.uint8).data for reader in some]
-        if len(some) == 1:
-            # The record is not locked while Python waits for its own lock.
+        if len(some) == 1 and weight > _LARGE:
             counts = [some[0].read(memories[0])]
         else:
             with _lock_of(some):
