@@ -53,6 +53,27 @@ _SIZED: dict[int, tuple[ScalarType, str]] = {t.code | BOUNDED: (t, "bounded") fo
 _SIZED |= {t.code | FIXED: (t, "fixed") for t in SCALARS.values()}
 
 
+_SMALL = 16
+"""Nodes of a type that connections share: requests mostly have fewer."""
+_MOST_COMMON = 256
+_common: dict[TypeDesc, TypeDesc] = {}
+
+
+def _shared(t: TypeDesc) -> TypeDesc:
+    """Return an equal small type of any connection, so that clients that come and go with the same requests leave nothing behind.
+
+    A type refers to itself once it is used, so Python frees it late.
+    """
+    if t.nodes > _SMALL or t.holds_any:
+        return t
+    known = _common.get(t)
+    if known is None:
+        if len(_common) >= _MOST_COMMON:
+            _common.clear()
+        known = _common[t] = t
+    return known
+
+
 class TypeReader:
     """The types to which the peer gave an ID on one connection, and the state of one decoding.
 
@@ -121,6 +142,7 @@ class TypeReader:
         known = self._known.get(t)
         if known is not None:
             return known
+        t = _shared(t)
         self._known_weight += t.weight
         if len(self._known) >= 64 or self._known_weight > DecodeLimits.KNOWN_OCTETS:
             self._known.clear()

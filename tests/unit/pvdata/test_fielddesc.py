@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from appliance.errors import DecodeError
-from appliance.pvdata import ANY, INT16, INT32, STRING, ArrayType, BoundedString, StructType, UnionType
+from appliance.pva.typed import decode_typed
+from appliance.pvdata import (
+    ANY,
+    FLOAT64,
+    INT16,
+    INT32,
+    STRING,
+    ArrayType,
+    BoundedString,
+    StructType,
+    UnionType,
+    fielddesc,
+)
 from appliance.pvdata.fielddesc import TypeReader, TypeWriter, decode_type, encode_type
+from appliance.pvdata.nt import NTScalar
+from appliance.pvdata.pvrequest import request_mask
 from appliance.pvdata.types import SCALARS
 
 POINT = StructType([("x", INT32), ("y", INT32)], "p_t")
@@ -219,3 +235,37 @@ def test_a_description_with_an_id_means_what_the_id_means_now():
     assert outer() == one
     assert define(two) == two
     assert outer() == two
+
+
+def _request(name: str) -> StructType:
+    return StructType([("field", StructType([(name, StructType())]))])
+
+
+def test_connections_share_small_types() -> None:
+    octets = encode_type(_request("value"), False)
+    one, two = (decode_type(octets, 0, len(octets), False, TypeReader())[0] for _ in range(2))
+    assert one is two
+    assert one == _request("value")
+
+
+def test_the_small_types_of_all_connections_are_bounded() -> None:
+    for number in range(1000):
+        octets = encode_type(_request(f"f{number}"), False)
+        decode_type(octets, 0, len(octets), False, TypeReader())
+    assert len(fielddesc._common) <= fielddesc._MOST_COMMON
+
+
+def test_clients_that_come_and_go_with_the_same_requests_leave_nothing_behind() -> None:
+    octets = encode_type(_request("value"), False)
+    kind = NTScalar(FLOAT64)
+
+    def come_and_go() -> None:
+        value, _ = decode_typed(octets, 0, len(octets), False, TypeReader())
+        assert value is not None
+        request_mask(value, kind)
+
+    come_and_go()
+    gc.collect()
+    for _ in range(20):
+        come_and_go()
+    assert gc.collect() == 0
