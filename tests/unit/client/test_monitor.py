@@ -46,7 +46,7 @@ class Wire:
     def __init__(self, kind: StructType = TYPE) -> None:
         self.kind = kind
 
-    def operation(self, command: int, request: Value, *, window: int = 0) -> Operation:
+    def operation(self, command: int, request: Value, *, window: int = 0, raw: bool = False) -> Operation:
         return Operation(self.kind, window)
 
 
