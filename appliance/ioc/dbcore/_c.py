@@ -265,7 +265,7 @@ errSymLookup = _bind(com, None, "errSymLookup", c_long, c_char_p, ctypes.c_size_
 errSymBld = _bind(com, c_int, "errSymBld")
 errSymbolAdd = _bind(com, c_int, "errSymbolAdd", c_long, c_char_p)
 errlogFlush = _bind(com, None, "errlogFlush")
-#: A ``FILE *`` for what it prints; None: standard error.
+#: A ``FILE *`` for what it prints; None means what this thread has for standard error now (epicsSetThreadStderr).
 errlogSetConsole = _bind(com, c_int, "errlogSetConsole", c_void_p)
 #: Only for texts without a percent sign, or with each of them doubled: nothing may be passed for the dots of its prototype.
 errlogPrintf = _bind(com, c_int, "errlogPrintf", c_char_p)

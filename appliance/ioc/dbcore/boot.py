@@ -139,7 +139,8 @@ def captured_errors() -> Iterator[_Captured]:
         finally:
             flush_output()
             print_errors(really=not is_taken())
-            _c.errlogSetConsole(None)
+            # Not None: EPICS would take the stream that a shell command of this thread prints its errors to, which is closed soon.
+            _c.errlogSetConsole(_stderr)
             os.dup2(saved, 2)
             os.close(saved)
             captured.text = written(log) + written(printed)

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from appliance.ioc.dbcore import _c, captured_errors
+from appliance.ioc.dbcore import _c, captured_errors, output
+from appliance.ioc.dbcore.streams import memory_stream, written
 from appliance.ioc.dbcore.words import complaint, device_address
 
 
@@ -28,6 +29,21 @@ def test_what_nobody_reports_is_passed_on(capfd: pytest.CaptureFixture[str]) -> 
     _c.errlogPrintf(b"afterwards\n")
     _c.errlogFlush()
     assert capfd.readouterr().err == "of the log\nof the parser\nafterwards\n"
+
+
+def test_the_error_log_does_not_keep_the_stream_of_a_command(capfd: pytest.CaptureFixture[str]) -> None:
+    """A command of the shell has a stream for its errors, which is closed when it ends."""
+    with memory_stream() as (descriptor, stream):
+        output._set_stderr(stream)
+        try:
+            with captured_errors():
+                pass
+        finally:
+            output._set_stderr(None)
+        _c.errlogPrintf(b"afterwards\n")
+        _c.errlogFlush()
+        assert written(descriptor) == ""
+    assert capfd.readouterr().err == "afterwards\n"
 
 
 @pytest.mark.parametrize("aside", ["", "macLib: macro UNDEF is undefined (expanding string x)\n"])
