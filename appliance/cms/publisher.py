@@ -10,6 +10,7 @@ renewal is due, is published beside the signature that exists already.
 
 With a database server, other nodes change certificates too. So a status is signed only while this node is sure that it knows
 of every change (`Publisher.is_fresh`); UNKNOWN is signed only after the database has said that there is no such certificate.
+Who asks meanwhile waits a moment, because most losses are short: a server that starts again, or a standby that takes over.
 What was signed before serves until it ends. Then the channel is closed, so that the client finds another node. The same holds
 while this host's clock is not believed (`Publisher.distrusts`).
 
@@ -54,6 +55,8 @@ _RENEW_AT: Final = 5 / 6
 """Part of its validity after which an answer is signed again."""
 _AGAIN_S: Final = 1.0
 """Seconds after which a question that failed is asked again for those who subscribe."""
+_HOLD_S: Final = 2.0
+"""Seconds that a question waits for a database that was out of sight only now. Less than any client waits for an answer."""
 _FETCHES: Final = 16
 """Questions to the database at a time. Each answer is signed, which takes a fraction of a millisecond."""
 _KEPT: Final = 20_000
@@ -147,6 +150,9 @@ class Publisher:
         """What a slow signer signs next. A later change takes the place of an earlier one."""
         self._asked: dict[str, deque[StatusPV]] = {}
         """What to ask the database, by the requester's address."""
+        self._held: dict[StatusPV, tuple[str, float]] = {}
+        """What is asked when the database is seen again: by whom, and when (of the loop's time) it is refused."""
+        self._hold_ends: asyncio.TimerHandle | None = None
         self._untold: set[int] = set()
         """What has changed while nobody could be sure of it: it is told when that is possible again."""
         lifecycle.listeners.append(self._changed)
@@ -222,11 +228,50 @@ class Publisher:
         self._watch(pv)
         if self._knows(pv.serial):
             self._publish(pv, self._peek(pv.serial))
-        elif not self._may_sign():
-            pv.answer_all(self._cannot())
-            self.rest(pv)
-        else:
+        elif self._may_sign():
             self._have_fetched(pv, asks)
+        elif self._may_hold():
+            self._hold(pv, asks)
+        else:
+            self._refuse(pv)
+
+    def _refuse(self, pv: StatusPV) -> None:
+        pv.answer_all(self._cannot())
+        self.rest(pv)
+
+    def _may_hold(self) -> bool:
+        """Whether a question may wait. A wrong clock stays wrong, and after a long loss other nodes are to be asked."""
+        return not self.distrusts() and not self.gives_up()
+
+    def _hold(self, pv: StatusPV, asks: str) -> None:
+        loop = asyncio.get_running_loop()
+        _, until = self._held.setdefault(pv, (asks, loop.time() + _HOLD_S))
+        if self._hold_ends is None:
+            self._hold_ends = loop.call_at(until, self._end_hold)
+
+    def _end_hold(self) -> None:
+        """Refuse what has waited for long enough."""
+        loop = asyncio.get_running_loop()
+        self._hold_ends = None
+        now = loop.time()
+        for pv, (_, until) in list(self._held.items()):
+            if until > now:
+                self._hold_ends = loop.call_at(until, self._end_hold)
+                break
+            del self._held[pv]
+            self._refuse(pv)
+
+    def looked(self) -> None:
+        """Ask what has waited for the database to be seen."""
+        if not self._held or not self._may_sign():
+            return
+        held, self._held = self._held, {}
+        for pv, (asks, _) in held.items():
+            if pv.is_awaited():
+                self.provide(pv, asks)
+            else:
+                pv.waiting.clear()
+                self.rest(pv)
 
     def _have_fetched(self, pv: StatusPV, asks: str = "") -> None:
         if not pv.fetching:
@@ -249,7 +294,7 @@ class Publisher:
                 pv.waiting.clear()
                 self.rest(pv)
                 continue
-            task = asyncio.get_running_loop().create_task(self._fetch(pv))
+            task = asyncio.get_running_loop().create_task(self._fetch(pv, address))
             self._tasks.add(task)
             task.add_done_callback(self._fetched)
 
@@ -257,7 +302,7 @@ class Publisher:
         self._tasks.discard(task)
         self._fetch_some()
 
-    async def _fetch(self, pv: StatusPV) -> None:
+    async def _fetch(self, pv: StatusPV, asks: str) -> None:
         failure: ApplianceError | None = None
         try:
             record = await self.lifecycle.find(pv.serial)
@@ -269,6 +314,9 @@ class Publisher:
             failure = error
         finally:
             pv.fetching = False
+        if isinstance(failure, CannotKnow) and not pv.subscriptions and pv.is_awaited() and self._may_hold():
+            self._hold(pv, asks)
+            return
         if failure is not None or pv not in self._signing:
             pv.answer_all(failure)
         if failure is not None and pv.subscriptions:
@@ -280,6 +328,9 @@ class Publisher:
     async def stop(self) -> None:
         """Ask the database no more: the clients are gone."""
         self._asked.clear()
+        self._held.clear()
+        if self._hold_ends is not None:
+            self._hold_ends.cancel()
         tasks = (*self._tasks, *self._signing.values())
         for task in tasks:
             task.cancel()

@@ -15,7 +15,7 @@ from appliance.certs.ocsp import verify_response
 from appliance.certs.profiles import generate_key
 from appliance.certs.status import CertState, OCSPState
 from appliance.client import Disconnected
-from appliance.cms import availability
+from appliance.cms import availability, publisher
 from appliance.errors import ApplianceError, RemoteError
 from tests.helpers.cluster import client_of, cluster
 from tests.helpers.cms import Clock, admin_keychain, ccr, keychain_of, secure
@@ -137,6 +137,36 @@ async def test_what_was_signed_is_served_and_nothing_else_is_signed_but_what_is_
         await alone.back()
         assert (await anyone.get(other["status_pv"]))["state"] == "VALID"
         assert (await anyone.get(unknown))["state"] == "UNKNOWN"
+
+
+async def test_who_asks_while_the_database_is_out_of_sight_for_a_moment_waits_for_the_answer(
+    alone, monkeypatch
+):
+    monkeypatch.setattr(publisher, "_HOLD_S", 10 * PATIENT_S)
+    publishes = alone.a.service.publisher
+    async with client_of(alone.a) as anyone:
+        reply = await issued(anyone)
+        unknown = alone.a.service.names.status(12345)
+        for name in (reply["status_pv"], unknown):
+            await anyone.info(name)
+        alone.lose(SHORT)
+        asked = [
+            asyncio.create_task(anyone.get(name, timeout=PATIENT_S)) for name in (reply["status_pv"], unknown)
+        ]
+        await until(lambda: len(publishes._held) == 2, PATIENT_S)
+        await alone.back()
+        assert [(await ask)["state"] for ask in asked] == ["VALID", "UNKNOWN"]
+        assert not publishes._held
+
+
+async def test_after_a_long_loss_nobody_waits(alone, monkeypatch):
+    monkeypatch.setattr(publisher, "_HOLD_S", 10 * PATIENT_S)
+    async with client_of(alone.a) as anyone:
+        reply = await issued(anyone)
+        await anyone.info(reply["status_pv"])
+        alone.lose(LONG)
+        with pytest.raises(RemoteError, match="cannot be known at the moment"):
+            await anyone.get(reply["status_pv"], timeout=PATIENT_S)
 
 
 async def test_who_begins_to_watch_what_cannot_be_known_is_told_nothing_until_it_can(alone):

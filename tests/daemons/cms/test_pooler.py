@@ -122,7 +122,8 @@ async def test_two_nodes_work_through_a_pooler_that_drops_settings_and_dies(tmp_
                 pooler.kill()
                 await health(at_b, db_ok=False)
                 pooler.start()
-                await health(at_b, db_ok=True)
+                for at_one in (at_a, at_b):
+                    await health(at_one, db_ok=True)
                 async with client(a.tls_port, admin) as administrator:
                     await administrator.put(reply["status_pv"], {"state": "REVOKED"})
                 await until(lambda: heard[-1]["state"] == "REVOKED")

@@ -19,6 +19,7 @@ from tests.helpers.cms import Process, ccr, client
 from tests.helpers.postgres import Server
 from tests.helpers.proxy import Proxy
 
+pytestmark = pytest.mark.timeout(300)  # two servers with real disks, and waits for them of a minute each
 OPEN = {"require_client_approval": "false", "db_wait_s": "60"}
 
 
@@ -74,8 +75,14 @@ async def create(node: Process, name: str):
 
 
 async def state(node: Process, reply) -> str:
-    async with client(node.tcp_port) as anyone:
-        return (await anyone.get(reply["status_pv"], timeout=60))["state"]
+    """Ask until it is known: what was lost is written again before anything is said, which is after the writer works again."""
+    async with client(node.tcp_port) as anyone, asyncio.timeout(60):
+        while True:
+            try:
+                return (await anyone.get(reply["status_pv"], timeout=60))["state"]
+            except RemoteError as error:
+                if "cannot be known at the moment" not in str(error):
+                    raise
 
 
 async def revoke(node: Process, reply) -> None:
