@@ -24,6 +24,9 @@ BELIEVED_S: Final = 240.0
 """Seconds after which a clock that was set is believed, if no database says otherwise. A wrong time is often corrected within
 seconds, and a status that is to be signed again is good for five minutes more."""
 
+_NO_CLOCK_S: Final = 100 * 366 * 86400.0
+"""No clock is that far behind: such a record is damaged."""
+
 
 def steady_s() -> float:
     """Return seconds of a clock that nobody sets. It goes on while the host is suspended."""
@@ -77,6 +80,15 @@ class HostClock:
         """Take how far the database's clock is ahead of the steady one."""
         self._database = ahead_s
         self._look()
+
+    def resumes(self, behind_s: float) -> None:
+        """Take how far the time is behind what was recorded last, before this process began.
+
+        A clock that went back while nobody looked is not believed at once either: a board without a battery begins in the past.
+        """
+        if WRONG_S < behind_s < _NO_CLOCK_S:
+            self._believed += behind_s
+            self._look()
 
     def _now(self) -> tuple[float, float]:
         """Return the steady clock, and how far this host's is ahead of it."""

@@ -47,6 +47,7 @@ from appliance.cms.setup import (
     ensure_administrator,
     ensure_authority,
     hold,
+    last_recorded,
     make_directory,
     say,
     self_test,
@@ -294,6 +295,8 @@ class CertificateService:
         service = cls(
             settings, effective.server, authority, lock, journal, tokens, clock, nodes=nodes, held=held
         )
+        if is_file and not beside:
+            service.host_clock.resumes(lock.run(last_recorded) - clock().timestamp())
         if lock.created:
             say(f"Certificate DB created  : {lock._shown()}")
         return service
@@ -482,6 +485,8 @@ class CertificateService:
         self.lifecycle.memory.try_again()
         self.lifecycle.others.go_on()
         self.succession.go_on()
+        for publisher in self.publishers:
+            publisher.looked()
         leaves = self.succession.successor is not None and self.availability.has_others()
         if leaves and not self._leaves_requests:
             self.availability.send_to_others(self.names.create)

@@ -72,7 +72,7 @@ from appliance.cms.model import (
     subject_key,
     utc,
 )
-from appliance.cms.schema import certs
+from appliance.cms.schema import audit, certs
 from appliance.cms.signing import open_signer
 from appliance.cms.store import Store
 from appliance.cms.transaction import CertRecord, Transaction
@@ -163,6 +163,12 @@ def check_not_lost(db: str) -> None:
 def any_certificate(transaction: Transaction) -> bool:
     """Whether the database has certificates, of any authority."""
     return transaction.connection.execute(sa.select(certs.c.serial).limit(1)).first() is not None
+
+
+def last_recorded(transaction: Transaction) -> int:
+    """Return when the last record of the audit was made, in POSIX seconds; 0 if there is none."""
+    head = sa.select(audit.c.at).order_by(audit.c.seq.desc()).limit(1)
+    return int(transaction.connection.execute(head).scalar() or 0)
 
 
 def ensure_authority(settings: CMSSettings, now: datetime, *, may_make: bool = True) -> Authority:

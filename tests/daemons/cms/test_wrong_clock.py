@@ -232,6 +232,44 @@ def rows(directory):
         database.close()
 
 
+async def test_a_service_with_a_file_that_starts_with_an_earlier_clock_than_before_waits_for_the_right_one(
+    tmp_path,
+):
+    file = tmp_path / "clock"
+    file.write_text("+0")
+    more = {f"EPICS_PVACMS_REQUIRE_{usage}_APPROVAL": "NO" for usage in ("CLIENT", "SERVER", "IOC")}
+    more |= {"EPICS_PVACMS_HEALTH_INTERVAL_S": "0.2", **clock(file)}
+    # The authority is older than the wrong time, as it is in life.
+    file.write_text("-30d")
+    with Process(tmp_path, **more) as process:
+        process.ready(90)
+        assert process.stop()[0] == 0
+    file.write_text("+0")
+    with Process(tmp_path, **more) as process:
+        process.ready(90)
+        async with client(process.tcp_port) as anyone:
+            alice = await anyone.rpc("CERT:CREATE", ccr("alice"), timeout=60)
+        assert process.stop()[0] == 0
+    file.write_text("-20d")
+    with Process(tmp_path, **more) as process:
+        process.ready(90)
+        async with client(process.tcp_port) as anyone:
+            said = await health(anyone, lambda value: "clock" in value["alarm.message"])
+            assert re.search(
+                r"clock was set from 20\S+ to 20\S+; if that is wrong, correct it", said["alarm.message"]
+            )
+            with pytest.raises(RemoteError, match=r"clock was set from .* by itself in \d+ s$"):
+                await anyone.rpc("CERT:CREATE", ccr("bob"), timeout=60)
+            with pytest.raises(RemoteError, match="no status is signed at the moment"):
+                await anyone.get(alice["status_pv"], timeout=60)
+            file.write_text("+0")
+            assert (await health(anyone, lambda value: value["value.index"] == 1))["db_ok"]
+            status = await anyone.get(alice["status_pv"], timeout=60)
+            assert (status["state"], is_now(signed_at(status))) == ("VALID", True)
+            await anyone.rpc("CERT:CREATE", ccr("bob"), timeout=60)
+        assert process.stop()[0] == 0
+
+
 @pytest.mark.parametrize("offset", [YEAR, "-400d"])
 async def test_a_service_with_a_file_notices_that_its_clock_is_set_and_revokes_nevertheless(tmp_path, offset):
     file = tmp_path / "clock"

@@ -148,3 +148,33 @@ def test_a_process_that_stood_still_between_two_looks_has_no_wrong_clock():
 
     host.clock._wall = wall
     assert host.verdict == ALL
+
+
+@pytest.mark.parametrize("behind", [WRONG_S + 1, 400 * DAY])
+def test_a_clock_that_went_back_while_the_service_was_off_is_not_believed_at_once(behind):
+    host = Host(database=False)
+    before = host.now()
+    host.clock.resumes(behind)
+    assert host.verdict == NOTHING
+    host.passes(10)
+    assert host.verdict == NOTHING
+    assert abs(host.now() - before - timedelta(seconds=behind + 10)) < timedelta(milliseconds=1), (
+        "time goes on from what was recorded last"
+    )
+    host.passes(BELIEVED_S)
+    assert host.verdict == ALL
+    assert abs(host.now() - before - timedelta(seconds=BELIEVED_S + 10)) < timedelta(milliseconds=1)
+
+
+def test_a_clock_that_went_back_is_right_again_when_it_is_corrected():
+    host = Host(database=False)
+    host.clock.resumes(400 * DAY)
+    host.wall += 400 * DAY
+    assert host.verdict == ALL
+
+
+@pytest.mark.parametrize("behind", [-400 * DAY, 0.0, WRONG_S, 1e300])
+def test_what_was_recorded_before_or_cannot_be_true_says_nothing(behind):
+    host = Host(database=False)
+    host.clock.resumes(behind)
+    assert host.verdict == ALL
