@@ -397,11 +397,11 @@ def _prepare_logging(*, debug: bool, spec: str) -> None:
 def _process_as_it_is() -> Callable[[], None]:
     """Remember what a tool changes in its process, for a caller there; return a function that restores it."""
     restore_logging = _logging_as_it_is()
-    collects, output, errors = gc.isenabled(), sys.stdout, sys.stdout.errors
+    collects, output, errors = gc.isenabled(), sys.stdout, sys.stdout.errors  # None for one in memory
 
     def restore() -> None:
         (gc.enable if collects else gc.disable)()
-        if sys.stdout is output:
+        if errors is not None:
             output.reconfigure(errors=errors)  # type: ignore[union-attr]
         restore_logging()
 
