@@ -13,7 +13,7 @@ from appliance.client.context import Context
 from appliance.client.inputs import PAUSE_POLL_S
 from appliance.client.monitor import Connected, Disconnected, Monitor
 from appliance.client.requests import PutRequest
-from appliance.errors import ApplianceError, ChannelClosedError, OperationError
+from appliance.errors import ApplianceError, ChannelClosedError, OperationError, internal_error
 from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
 from appliance.ioc.links.latest import Assembly, Latest
@@ -97,7 +97,7 @@ class _Subscription(Monitor[Any]):
             _log.exception("PVA links to %s: an update could not be used", self.channel.name)
             self._assembly = self._kept = None
             self.close()
-            self._source.take(OperationError("internal error; the log has the details"))
+            self._source.take(OperationError(internal_error("the log")))
 
     def _pass(self, value: Latest) -> None:
         """Pass a value on. What comes during a pause of the connection waits, and only the latest of it counts."""
