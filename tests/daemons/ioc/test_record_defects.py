@@ -164,3 +164,65 @@ def test_a_defect_in_sending_to_one_client_does_not_end_another(tmp_path: Path) 
             assert calls["octets"] >= 7
 
     run(test)
+
+
+@isolated
+def test_a_defect_in_sending_a_group_to_one_client_does_not_cost_another_an_update(tmp_path: Path) -> None:
+    async def test() -> None:
+        import struct
+        from functools import partial
+
+        from appliance.ioc.groups.definitions import Groups
+        from appliance.ioc.groups.feed import GroupFeed
+        from appliance.server import Handler, Subscription
+
+        def has(octets: bytes, client: Client) -> bool:
+            return any(octets in rest for _, rest in client.got[1])
+
+        class Grouped(Handler):
+            def subscribe(self, subscription: Subscription) -> None:
+                subscription.ready(feed.group.type)
+
+            def flow(self, subscription: Subscription) -> None:
+                if subscription not in feed.subscriptions:
+                    feed.join(subscription)
+
+            def unsubscribe(self, subscription: Subscription) -> None:
+                feed.subscriptions.pop(subscription, None)
+
+        records = """
+            record(ao, "a") { info(Q:group, { "group": { "a": { "+channel": "VAL", "+trigger": "*" } } }) }
+            record(ao, "b") { info(Q:group, { "group": { "b": { "+channel": "VAL" } } }) }
+        """
+        async with served(records, ["a"]) as ioc:
+            (group,) = Groups().groups.values()
+            feed = GroupFeed(group, ioc.stream)
+            ioc.server.add_pv("group", Grouped())
+            clients = [await asyncio.to_thread(Client, ioc.port) for _ in range(3)]
+            for client in clients:
+                await asyncio.to_thread(client.watch, ["group"])
+                await asyncio.to_thread(client.until, lambda it: len(it.got) == 1)
+            post = Subscription.post
+            calls = 0
+
+            def defective(subscription: Any, update: Any) -> None:
+                nonlocal calls
+                calls += 1
+                if calls == 2:
+                    raise ZeroDivisionError
+                post(subscription, update)
+
+            Subscription.post = defective  # type: ignore[method-assign]
+            for value in (3.0, 4.0):
+                await ioc.put({"a": value})
+            for number, client in enumerate(clients):
+                if number == 1:
+                    await asyncio.to_thread(client.until, lambda it: has_ended(it, 1))
+                    continue
+                for value in (3.0, 4.0):
+                    there = partial(has, struct.pack("<d", value))
+                    await asyncio.to_thread(client.until, there)
+                assert len(client.got[1]) == 3, "each update comes once"
+            feed.close()
+
+    run(test)
