@@ -9,7 +9,7 @@ only reads one variable.
 from __future__ import annotations
 
 # The number of a thread is all that is needed of threads here, and ``threading`` takes long to import.
-from _thread import get_ident
+from _thread import get_ident  # decision 0136
 from collections.abc import Callable
 
 from appliance.errors import DecodeError
