@@ -66,6 +66,15 @@ __all__ = [
 ]
 
 
+def internal_error(log: str = "the server's log") -> str:
+    """Return what is told of a defect to those who are not shown where it happened.
+
+    Args:
+        log: where that is written.
+    """
+    return f"internal error; {log} has the details"
+
+
 class ApplianceError(Exception):
     """Root of the tree; its text is one sentence that is fit for an operator.
 

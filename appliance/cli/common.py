@@ -309,10 +309,10 @@ def run_tool(
     In a parser with sub-commands each names its ``work``. Without ``argv`` this is the process itself: it ends here, without
     the interpreter's clean-up.
     """
+    restore = _process_as_it_is() if argv is not None else None
     # Saves 10 ms of start-up; a single operation makes nothing worth collecting. See `keep_running`.
     gc.disable()
     options = argparse.Namespace(verbose=False)
-    restore = _logging_as_it_is() if argv is not None else None
     try:
         options = parser.parse_args(argv) if work is None else parser.parse_intermixed_args(argv)
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
@@ -328,7 +328,6 @@ def run_tool(
     finally:
         # Also if a command line is refused, or a defect escapes: the caller continues.
         if restore is not None:
-            gc.enable()
             restore()
     if argv is None:
         # Saves 15 ms, in which hundreds of modules would be removed one by one. All output has been flushed.
@@ -393,6 +392,20 @@ def _prepare_logging(*, debug: bool, spec: str) -> None:
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     logger.addHandler(Late())
+
+
+def _process_as_it_is() -> Callable[[], None]:
+    """Remember what a tool changes in its process, for a caller there; return a function that restores it."""
+    restore_logging = _logging_as_it_is()
+    collects, output, errors = gc.isenabled(), sys.stdout, sys.stdout.errors  # None for one in memory
+
+    def restore() -> None:
+        (gc.enable if collects else gc.disable)()
+        if errors is not None:
+            output.reconfigure(errors=errors)  # type: ignore[union-attr]
+        restore_logging()
+
+    return restore
 
 
 def _logging_as_it_is() -> Callable[[], None]:

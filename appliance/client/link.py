@@ -328,7 +328,10 @@ class ServerLink:
                     for operation, body in event.items:
                         request = operation.context
                         if request is not None:
-                            request.gathered(body)
+                            try:
+                                request.gathered(body)
+                            except ChannelClosedError as error:
+                                self._closed_later(error)
                 elif type(event) is ReplyOctets:
                     request = event.operation.context
                     if request is not None:
@@ -369,10 +372,13 @@ class ServerLink:
                 else:
                     assert_never(event)
             except ChannelClosedError as error:
-                # The channel was closed later in the same read: that event follows, and the request ends or begins anew.
-                _log.debug("%s: %s", self.name, error)
+                self._closed_later(error)
         if passed and passed == len(events) and self._crowd.is_dense(monotonic()):
             link.rest(REST_S)
+
+    def _closed_later(self, error: ChannelClosedError) -> None:
+        """Go on: the channel was closed later in the same read. That event follows, and the request ends or begins anew."""
+        _log.debug("%s: %s", self.name, error)
 
     def link_writable(self, link: StreamLink) -> None:
         """Do nothing: a client sends little and never waits for room."""

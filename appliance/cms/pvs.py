@@ -95,15 +95,13 @@ class Tasks:
     async def _guard(self, operation: Operation | None, work: Awaitable[None]) -> None:
         try:
             await work
-        except ApplianceError as error:
+        except Exception as error:  # noqa: BLE001 - a defect must be answered and logged, whoever asked
             if operation is not None:
-                operation.fail(str(error))
-            else:
+                operation.broken(error)
+            elif isinstance(error, ApplianceError):
                 _log.warning("%s", error)
-        except Exception:  # noqa: BLE001 - a defect must be answered and logged, whoever asked
-            _log.exception("%r: internal error", operation)
-            if operation is not None:
-                operation.fail("internal error; the server's log has the details")
+            else:
+                _log.exception("internal error")
 
     async def finish(self) -> None:
         """Wait until everything is done."""

@@ -14,12 +14,11 @@ from struct import Struct
 from typing import Final, Self, TypeVar
 
 from appliance.epoch import EPICS_EPOCH_S
-from appliance.errors import OperationError
 from appliance.ioc import dbcore
-from appliance.ioc.behind import Subscriber, Watcher, end_all
+from appliance.ioc.behind import Subscriber
 from appliance.ioc.dbcore import ROOM_BEFORE, ArrayReading
 from appliance.ioc.event_stream import EventStream
-from appliance.ioc.feed import Feed, log_unread
+from appliance.ioc.feed import Feed, read_each
 from appliance.ioc.mapping import user_tag
 from appliance.ioc.record import Record
 from appliance.pva.selection import wire_bits
@@ -60,15 +59,9 @@ class ArrayFeed(Feed):
     @classmethod
     def _read_and_post(cls, feeds: list[Self]) -> None:
         for some in _parts(feeds):
-            for feed, came in zip(some, _read_all(some), strict=True):
-                missed, feed.missed = feed.missed, 0
-                try:
-                    if came is not None:
-                        feed._post(came, several=missed > 1)
-                except Exception as error:  # noqa: BLE001 - a defect of one must not take the updates of the others
-                    feed.broken(error)
+            cls._post_each(some, read_each(dbcore.read_arrays, [feed.reader for feed in some]))
 
-    def _post(self, came: ArrayReading, *, several: bool) -> None:
+    def _post_read(self, came: ArrayReading, *, several: bool) -> None:
         """Tell all clients of a new array."""
         told = self._told
         if told is None or self._has_new or came.raw == told.raw or came.raw[:3] != told.raw[:3]:
@@ -86,25 +79,7 @@ class ArrayFeed(Feed):
             self._store[self.mapping.value] = None
         bits = self._bits
         overrun = bits if several else 0
-        update: Update | None = None
-        failed: list[tuple[Watcher, Exception]] = []
-        for watcher in self.watchers.values():
-            try:
-                if watcher.is_marked:
-                    watcher.add(bits, overrun)
-                elif (watcher.keeps or not watcher.backlog.is_behind) and watcher.subscription.send_octets(
-                    bits, self._octets(came, overrun)[0], big=_BIG
-                ):
-                    continue
-                elif watcher.takes:
-                    if update is None:
-                        update = self.update(bits, overrun)
-                    watcher.subscription.post(update)
-                else:
-                    watcher.mark(bits, overrun)
-            except Exception as error:  # noqa: BLE001 - a defect of one client must not end the others
-                failed.append((watcher, error))
-        end_all(failed)
+        self.tell(bits, overrun, octets=lambda: self._octets(came, overrun)[0])
 
     def _octets(self, came: ArrayReading, overrun: int) -> tuple[memoryview, int]:
         """Write into the memory of an array what a message has before and behind it: once, as it may be sent from then on.
@@ -184,20 +159,3 @@ def _parts(feeds: Sequence[_FeedT]) -> Iterator[list[_FeedT]]:
         some.append(feed)
     if some:
         yield some
-
-
-def _read_all(feeds: Sequence[ArrayFeed]) -> list[ArrayReading | None]:
-    """Read many records; the reading is None if EPICS cannot read one."""
-    try:
-        return list(dbcore.read_arrays([feed.reader for feed in feeds]))
-    except OperationError:
-        return [_read(feed) for feed in feeds]
-
-
-def _read(feed: ArrayFeed) -> ArrayReading | None:
-    try:
-        (came,) = dbcore.read_arrays([feed.reader])
-    except OperationError as error:
-        log_unread(error)
-        return None
-    return came

@@ -7,6 +7,7 @@ records are read together, with their latest values, and sent in the order in wh
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Sized
 from itertools import islice
 from typing import Any, ClassVar, Final, Protocol, Self
@@ -28,6 +29,7 @@ __all__ = [
     "end_all",
 ]
 
+_BIG: Final = sys.byteorder == "big"
 _AT_ONCE: Final = 512
 """Marked records that are read and sent together, before the loop serves others."""
 _WEIGHT: Final = 256 * 1024
@@ -239,8 +241,21 @@ class Watched:
         Watched.unread += 1
         return True
 
-    def tell(self, bits: int, overrun: int = 0, informed: Collection[Watcher] = ()) -> None:
-        """Tell each client, but those that are informed, of new values of these fields: now, or when there is room."""
+    def tell(
+        self,
+        bits: int,
+        overrun: int = 0,
+        informed: Collection[Watcher] = (),
+        octets: Callable[[], Buffer] | None = None,
+    ) -> None:
+        """Tell each client of new values of these fields: now, or when there is room.
+
+        Args:
+            bits: the fields.
+            overrun: those of them that changed more than once.
+            informed: clients that know it already.
+            octets: makes the update in this host's byte order, or returns what it has made, for clients to which it can be sent as it is.
+        """
         update: Update | None = None
         failed: list[tuple[Watcher, Exception]] = []
         for watcher in self.watchers.values():
@@ -249,6 +264,12 @@ class Watched:
             try:
                 if watcher.is_marked:
                     watcher.add(bits, overrun)
+                elif (
+                    octets is not None
+                    and (watcher.keeps or not watcher.backlog.is_behind)
+                    and watcher.subscription.send_octets(bits, octets(), big=_BIG)
+                ):
+                    continue
                 elif watcher.takes:
                     if update is None:
                         update = self.update(bits, overrun)

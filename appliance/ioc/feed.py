@@ -7,8 +7,8 @@ encoded once and shared by all clients with the same request and byte order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 from appliance.errors import OperationError
 from appliance.ioc import dbcore
@@ -18,10 +18,12 @@ from appliance.ioc.event_stream import EventSink, EventStream
 from appliance.ioc.record import Record
 from appliance.server.operation import Update
 
-__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "is_same", "log_unread"]
+__all__ = ["DEFAULT_EVENTS", "Feed", "PropertySink", "event_mask", "is_same", "log_unread", "read_each"]
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_EVENTS: Final = DBE_VALUE | DBE_ALARM
+_ReaderT = TypeVar("_ReaderT")
+_ReadingT = TypeVar("_ReadingT")
 _NAMES: Final = (("VALUE", DBE_VALUE), ("ARCHIVE", DBE_ARCHIVE), ("ALARM", DBE_ALARM))
 
 
@@ -42,20 +44,21 @@ def event_mask(text: str | None) -> tuple[int, str]:
     return DEFAULT_EVENTS, f"DBE={text[:64]!r} selects no events; VALUE and ALARM are used"
 
 
-def _read_all(channels: list[dbcore.DBChannel]) -> list[Reading | None]:
-    """Read many channels; the reading is None if EPICS cannot read one."""
+def read_each(
+    read: Callable[[Sequence[_ReaderT]], list[_ReadingT]], readers: Sequence[_ReaderT]
+) -> list[_ReadingT | None]:
+    """Read many records together, or one by one if EPICS cannot read all of them; None stands for what it cannot read."""
+    found: list[_ReadingT | None] = []
     try:
-        return list(dbcore.get_many(channels))
+        found.extend(read(readers))
     except OperationError:
-        return [_read(channel) for channel in channels]
-
-
-def _read(channel: dbcore.DBChannel) -> Reading | None:
-    try:
-        return channel.get()
-    except OperationError as error:
-        log_unread(error)
-        return None
+        for reader in readers:
+            try:
+                found.extend(read([reader]))
+            except OperationError as error:
+                log_unread(error)
+                found.append(None)
+    return found
 
 
 def log_unread(error: OperationError) -> None:
@@ -165,13 +168,22 @@ class Feed(Watched, EventSink):
 
     @classmethod
     def _read_and_post(cls, feeds: list[Self]) -> None:
-        for feed, reading in zip(feeds, _read_all([feed.channel for feed in feeds]), strict=True):
+        cls._post_each(feeds, read_each(dbcore.get_many, [feed.channel for feed in feeds]))
+
+    @classmethod
+    def _post_each(cls, feeds: Iterable[Self], readings: Iterable[Any]) -> None:
+        """Let each feed post what was read for it, unless that is None."""
+        for feed, reading in zip(feeds, readings, strict=True):
             missed, feed.missed = feed.missed, 0
             try:
                 if reading is not None:
-                    feed.post(reading, several=missed > 1)
+                    feed._post_read(reading, several=missed > 1)
             except Exception as error:  # noqa: BLE001 - a defect of one must not take the updates of the others
                 feed.broken(error)
+
+    def _post_read(self, reading: Any, *, several: bool) -> None:
+        """Post what was read."""
+        self.post(reading, several=several)
 
     def join(self, subscription: Subscriber) -> None:
         """Send a client all fields now, and later the changes."""

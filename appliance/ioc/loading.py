@@ -174,6 +174,8 @@ class Loading:
             self._set_filename,
             "Access security file; in force with iocInit or asInit.\n",
         )
+        # EPICS' own command would be forgotten with the next file, whose complaints are always read.
+        add("eltc", [("on/off", int)], dbcore.want_errors, "Show EPICS' error messages: 0 no, 1 yes.\n")
         add("dbLoadGroup", both, self._load_group, 'Load group definitions; "-file" or "-*" removes.\n')
 
     def _load_records(self, file: str | None, macros: str | None) -> None:

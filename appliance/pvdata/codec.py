@@ -191,15 +191,25 @@ def codec(t: TypeDesc, big: bool) -> Codec:
     global _codec_weight  # noqa: PLW0603
     made = _codecs.get((t, big))
     if made is None:
-        made = Codec(t, big)
-        _codec_weight += t.weight
-        while _codecs and (len(_codecs) >= _CACHED or _codec_weight > _CACHED_OCTETS):
-            oldest = next(iter(_codecs))
-            del _codecs[oldest]
-            _codec_weight -= oldest[0].weight
-        _codecs[(t, big)] = made
+        new = Codec(t, big)
+        made = _codecs.setdefault((t, big), new)
+        if made is new:
+            _codec_weight += t.weight
+            _forget_oldest()
     t._codecs[big] = made
     return made
+
+
+def _forget_oldest() -> None:
+    """Keep the table within its bounds. Other threads may do the same at any moment."""
+    global _codec_weight  # noqa: PLW0603
+    while len(_codecs) > _CACHED or (_codec_weight > _CACHED_OCTETS and len(_codecs) > 1):
+        try:
+            oldest = next(iter(_codecs))
+        except (RuntimeError, StopIteration):
+            continue  # another thread has changed it in between
+        if _codecs.pop(oldest, None) is not None:
+            _codec_weight -= oldest[0].weight
 
 
 def leaves_of(t: StructType, bits: int) -> Iterable[int]:

@@ -8,6 +8,8 @@ only reads one variable.
 
 from __future__ import annotations
 
+# The number of a thread is all that is needed of threads here, and ``threading`` takes long to import.
+from _thread import get_ident  # decision 0136
 from collections.abc import Callable
 
 from appliance.errors import DecodeError
@@ -22,7 +24,8 @@ MAX_VALUES = 1 << 19
 """The most values, strings and descriptions of fields in one message; numbers in arrays are not counted. Each takes some
 hundred octets of memory, whatever its size in the message. All of them are freed at once, which takes time."""
 
-_running: Pace | None = None
+_running: dict[int, Pace] = {}
+"""What runs now, by thread: a program may have several event loops."""
 
 
 class Pace:
@@ -41,9 +44,9 @@ class Pace:
 
     def go_on(self) -> bool:
         """Work until it is done or must pause; return whether it is done. Errors of the work are raised here."""
-        global _running  # noqa: PLW0603
-        before = _running
-        _running = self
+        thread = get_ident()
+        before = _running.get(thread)
+        _running[thread] = self
         try:
             if self._due is None:
                 self._work()
@@ -56,7 +59,10 @@ class Pace:
             self._fiber.switch()
             return bool(self._fiber.dead)
         finally:
-            _running = before
+            if before is None:
+                del _running[thread]
+            else:
+                _running[thread] = before
 
     def drop(self) -> None:
         """Abandon the rest of the work."""
@@ -76,7 +82,7 @@ class Pace:
             assert fiber is not None
             from greenlet import getcurrent
 
-            if fiber is getcurrent():  # do not pause in another thread that decodes at the same time
+            if fiber is getcurrent():  # a program's own greenlets cannot pause
                 assert fiber.parent is not None
                 fiber.parent.switch()
 
@@ -87,6 +93,7 @@ def breathe(values: int = 0) -> None:
     Raises:
         DecodeError: A paced message holds too many values.
     """
-    pace = _running
-    if pace is not None:
-        pace._breathe(values)
+    if _running:
+        pace = _running.get(get_ident())
+        if pace is not None:
+            pace._breathe(values)

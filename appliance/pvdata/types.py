@@ -531,10 +531,11 @@ class StructType(_FieldsType):
                 spans.append(1)
                 parents.append(0)
         offsets: dict[str, int] = {}
-        self.offsets = offsets
         for start in range(0, len(paths), 4096):
             breathe()
             offsets.update(zip(paths[start : start + 4096], range(start, len(paths)), strict=False))
+        # Each is complete when it is stored: another thread, or another connection at a pause, uses it at once.
+        self.offsets = offsets
         self.paths = tuple(paths)
         self.leaf_types = tuple(types)
         breathe()

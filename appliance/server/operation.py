@@ -9,7 +9,7 @@ from functools import cache
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from appliance.errors import ApplianceError, LocalProtocolError, PVDataError
+from appliance.errors import ApplianceError, LocalProtocolError, PVDataError, internal_error
 from appliance.pva import commands as c
 from appliance.pva.credentials import Credentials
 from appliance.pva.octets import answer_in_order
@@ -162,13 +162,13 @@ class Operation:
         self.wire.fail(message)
         self._flush()
 
-    def broken(self, error: Exception) -> None:
+    def broken(self, error: BaseException) -> None:
         """Answer with an error: serving the operation has failed with it. The client learns the text only of an error of ours."""
         if isinstance(error, ApplianceError):
             self.fail(str(error))
             return
         _log.error("%s of %s: internal error", self.wire.name, self.channel.name, exc_info=error)
-        self.fail("internal error; the server's log has the details")
+        self.fail(internal_error())
 
     def done(self) -> None:
         """Answer a PUT or a PROCESS: it is done.
@@ -654,7 +654,7 @@ class Subscription(Operation):
             self.on_room()
         return False
 
-    def broken(self, error: Exception) -> None:
+    def broken(self, error: BaseException) -> None:
         """End with an error: serving the subscription has failed with it."""
         self.waits = False
         self.clear()

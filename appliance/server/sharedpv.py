@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from appliance.errors import ApplianceError, PVDataError
+from appliance.errors import PVDataError
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
 from appliance.pva.selection import leaves
 from appliance.pva.server_operation import PreparedAnswer
@@ -21,7 +20,6 @@ from appliance.server.source import Handler
 
 __all__ = ["SharedPV"]
 
-_log: Final = logging.getLogger(__name__)
 
 PutHandler = Callable[["SharedPV", Operation, Value], Awaitable[None] | None]
 RPCHandler = Callable[["SharedPV", Operation, Value | None], Awaitable[Value | None] | Value | None]
@@ -420,11 +418,8 @@ def _background(operation: Operation, result: Awaitable[Any], answer: Callable[[
         error = task.exception()
         if error is None:
             answer(task.result())
-        elif isinstance(error, ApplianceError):
-            operation.fail(str(error))
         else:
-            _log.error("%r: internal error", operation, exc_info=error)
-            operation.fail("internal error; the server's log has the details")
+            operation.broken(error)
 
     task = asyncio.ensure_future(result)
     _tasks.add(task)

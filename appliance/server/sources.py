@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final, NamedTuple
 
-from appliance.errors import ApplianceError, OperationError
+from appliance.errors import ApplianceError, OperationError, internal_error
 from appliance.pva.credentials import Credentials
 from appliance.server.source import Handler, Later, Source
 
@@ -85,7 +85,7 @@ class Sources:
                 raise
             except Exception as error:
                 _log.exception("the source %s failed to open %r", label, name)
-                raise OperationError("internal error; the server's log has the details") from error
+                raise OperationError(internal_error()) from error
             if handler is not None:
                 return handler
         raise OperationError(f"there is no PV {name[:256]!r} here")

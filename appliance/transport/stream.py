@@ -17,7 +17,14 @@ import termios
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
-from appliance.errors import ApplianceError, ProtocolError, RemoteProtocolError, TLSError, TransportError
+from appliance.errors import (
+    ApplianceError,
+    ProtocolError,
+    RemoteProtocolError,
+    TLSError,
+    TransportError,
+    internal_error,
+)
 from appliance.pva.connection import Connection
 from appliance.pva.events import Event
 from appliance.pva.states import CLOSED
@@ -650,7 +657,7 @@ class StreamLink(asyncio.Protocol):
         """
         _log.error("the connection to %s ends: internal error", self.peer or "the peer", exc_info=error)
         self._backlog = []
-        self.abort(ApplianceError("internal error; the log has the details"))
+        self.abort(ApplianceError(internal_error("the log")))
         if self._transport is None:
             owner, self.owner = self.owner, _NOBODY
             owner.link_down(self, self._reason)

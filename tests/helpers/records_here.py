@@ -138,9 +138,10 @@ async def served(records: str, names: Sequence[str]) -> AsyncIterator[Served]:
     stream.close()
 
 
-def run(test: Callable[[], Any]) -> None:
+def run(test: Callable[[], Any], make_loop: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
     """Run an isolated test with its event loop, then end EPICS."""
     from appliance.ioc import dbcore
 
-    asyncio.run(test())
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(test())
     dbcore.shutdown()

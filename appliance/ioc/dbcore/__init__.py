@@ -100,7 +100,7 @@ from appliance.ioc.dbcore.callbacks import (
 )
 from appliance.ioc.dbcore.casr import server_report
 from appliance.ioc.dbcore.channel import DBChannel, PutWatch, exists
-from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors
+from appliance.ioc.dbcore.errlog import give_errors_back, set_log_prefix, take_errors, want_errors
 from appliance.ioc.dbcore.events import (
     DBE_ALARM,
     DBE_ARCHIVE,
@@ -232,4 +232,5 @@ __all__ = [
     "skip_registrar",
     "take_errors",
     "view_numbers",
+    "want_errors",
 ]

@@ -43,7 +43,7 @@ _get: Final = _c.dbChannelGetHeld
 _octet: Final = ctypes.c_char.from_buffer
 _address: Final = ctypes.addressof
 # As META_STRUCT, without the two numbers about acknowledged alarms.
-_unpack: Final = struct.Struct("=HH4x40sIIQ").unpack_from
+_unpack: Final = struct.Struct("=HH4x40sIiQ").unpack_from
 
 
 class ArrayReading:

@@ -21,8 +21,8 @@ from typing import Final
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
-from appliance.ioc.dbcore.errlog import give_errors_back, is_taken, print_errors
-from appliance.ioc.dbcore.streams import memory_stream, open_stream, written
+from appliance.ioc.dbcore.errlog import errors_printed_to, give_errors_back, print_errors_to
+from appliance.ioc.dbcore.streams import flush_streams, memory_stream, open_stream, written
 from appliance.ioc.dbcore.words import complaint, plain, status_text, teach_words
 
 #: What softIoc.dbd of EPICS Base contains, without the Channel Access server.
@@ -41,10 +41,9 @@ DEFINITIONS: Final = (
 )
 
 _libc = ctypes.CDLL(None)
-_stdout = ctypes.c_void_p.in_dll(_libc, "stdout")
-_stderr = ctypes.c_void_p.in_dll(_libc, "stderr")
 _libc.getenv.restype = ctypes.c_char_p
-_capturing = threading.Lock()
+# A shell command that runs inside captured_errors() may load files, which captures what EPICS says of them.
+_capturing = threading.RLock()
 _LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 
 
@@ -76,9 +75,7 @@ def flush_output() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     _c.errlogFlush()
-    # Not all streams: a shell that waits for a line holds the lock of standard input.
-    _libc.fflush(_stdout)
-    _libc.fflush(_stderr)
+    flush_streams()
 
 
 _error_log: int | None = None
@@ -93,7 +90,7 @@ def keep_errors_in_place(error_log: int) -> None:
     """
     global _error_log  # noqa: PLW0603 - standard error is one per process
     _error_log = error_log
-    _c.errlogSetConsole(open_stream(error_log))
+    print_errors_to(open_stream(error_log))
 
 
 def output_so_far() -> tuple[int, ...]:
@@ -132,15 +129,11 @@ def captured_errors() -> Iterator[_Captured]:
         flush_output()
         saved = os.dup(2)
         os.dup2(printed, 2)
-        _c.errlogSetConsole(log_stream)
-        print_errors(really=True)
         try:
-            yield captured
+            with errors_printed_to(log_stream):
+                yield captured
         finally:
             flush_output()
-            print_errors(really=not is_taken())
-            # Not None: EPICS would take the stream that a shell command of this thread prints its errors to, which is closed soon.
-            _c.errlogSetConsole(_stderr)
             os.dup2(saved, 2)
             os.close(saved)
             captured.text = written(log) + written(printed)

@@ -14,8 +14,8 @@ from appliance.ioc.dbcore import _c
 
 #: Alarm, time stamp and user tag.
 META: Final = _c.DBR_STATUS | _c.DBR_AMSG | _c.DBR_TIME | _c.DBR_UTAG
-# status, severity, acks, ackt, amsg, seconds, nanoseconds, tag
-_META_FORMAT: Final = "4H40sIIQ"
+# status, severity, acks, ackt, amsg, seconds, nanoseconds, tag. Nanoseconds have a sign on the wire: of an impossible time they are negative there, too.
+_META_FORMAT: Final = "4H40sIiQ"
 META_STRUCT: Final = struct.Struct("=" + _META_FORMAT)
 META_SIZE: Final = META_STRUCT.size
 #: The same with one value behind it, by DBR code.

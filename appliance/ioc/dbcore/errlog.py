@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, ClassVar, Final
 
 from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.streams import STDERR, buffer_stream, prints_to
 
-__all__ = ["Printed", "give_errors_back", "printed_aside", "set_log_prefix", "take_errors"]
+__all__ = [
+    "Printed",
+    "errors_printed_to",
+    "give_errors_back",
+    "print_errors_to",
+    "printed_aside",
+    "set_log_prefix",
+    "take_errors",
+    "want_errors",
+]
 
 _LISTENER: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 _START_UP: Final = b"iocRun: "
 _PRINTED: Final = 4096
-_libc: Final = ctypes.CDLL(None)
-_libc.fmemopen.restype = ctypes.c_void_p
-_libc.fmemopen.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
-_libc.fclose.argtypes = (ctypes.c_void_p,)
-_set_stdout: Final = _c.com.epicsSetThreadStdout
-_set_stdout.argtypes = (ctypes.c_void_p,)
-_set_stdout.restype = None
 
 
 class _Taken:
@@ -35,14 +39,46 @@ class _Taken:
     address: ctypes.c_void_p | None = None
 
 
-def is_taken() -> bool:
-    """Whether somebody has taken the messages over."""
-    return _Taken.address is not None
+class _Console:
+    """Where messages are printed. EPICS does not tell what it uses, so it is noted here."""
+
+    lock: Final = threading.Lock()
+    streams: Final[list[Any]] = []
+    """Streams that stand for standard error, the one in use last."""
+    wants: ClassVar = True
+    """Whether the site wants messages to be printed (``eltc`` of the shell)."""
+
+    @classmethod
+    def update(cls) -> None:
+        """Tell EPICS which stream it prints to now, and whether it does."""
+        with cls.lock:
+            # Not None: EPICS would take the stream that a shell command of this thread prints its errors to, which is closed soon.
+            _c.errlogSetConsole(cls.streams[-1] if cls.streams else STDERR)
+            _c.com.eltc(int(bool(cls.streams) or (cls.wants and _Taken.address is None)))
 
 
-def print_errors(*, really: bool) -> None:
-    """Switch the printing of messages on standard error on or off (eltc)."""
-    _c.com.eltc(int(really))
+def print_errors_to(stream: int) -> None:
+    """Print messages to a stream from now on, whether or not they are printed otherwise."""
+    _Console.streams.append(stream)
+    _Console.update()
+
+
+@contextmanager
+def errors_printed_to(stream: int) -> Iterator[None]:
+    """Have messages printed to a stream inside the block, and afterwards where they were printed before, or not at all."""
+    print_errors_to(stream)
+    try:
+        yield
+    finally:
+        _c.errlogFlush()
+        _Console.streams.remove(stream)
+        _Console.update()
+
+
+def want_errors(wanted: int) -> None:
+    """Switch the printing of messages on standard error on or off, while nobody has taken them over."""
+    _Console.wants = bool(wanted)
+    _Console.update()
 
 
 def take_errors(function: Callable[[str], None]) -> None:
@@ -57,9 +93,9 @@ def take_errors(function: Callable[[str], None]) -> None:
 
     give_errors_back()
     listener = _LISTENER(listen)
-    _Taken.listener, _Taken.address = listener, ctypes.cast(listener, ctypes.c_void_p)
     _c.errlogFlush()
-    print_errors(really=False)
+    _Taken.listener, _Taken.address = listener, ctypes.cast(listener, ctypes.c_void_p)
+    _Console.update()
     _c.errlogAddListener(_Taken.address, None)
 
 
@@ -69,8 +105,8 @@ def give_errors_back() -> None:
     if address is not None:
         _c.errlogFlush()
         _c.errlogRemoveListeners(address, None)
-        print_errors(really=True)
         _Taken.listener = _Taken.address = None
+        _Console.update()
 
 
 def set_log_prefix(prefix: str) -> None:
@@ -89,14 +125,6 @@ def printed_aside() -> Iterator[Printed]:
     """Collect the first octets of what EPICS prints in this thread inside the block, instead of printing it."""
     buffer = ctypes.create_string_buffer(_PRINTED)
     printed = Printed()
-    stream = _libc.fmemopen(buffer, _PRINTED, b"w")
-    if not stream:
+    with buffer_stream(buffer) as stream, prints_to(output=stream):
         yield printed
-        return
-    _set_stdout(stream)
-    try:
-        yield printed
-    finally:
-        _set_stdout(None)
-        _libc.fclose(stream)
-        printed.text = _c.c_text(buffer.raw)
+    printed.text = _c.c_text(buffer.raw)

@@ -19,6 +19,7 @@ from appliance.ioc.dbcore.boot import IocState, ioc_state, keep, load_definition
 from appliance.ioc.dbcore.dbr import ITEM_SIZES
 from appliance.ioc.dbcore.output import shell_print
 from appliance.ioc.dbcore.records import common_place, record_name_of, record_type_of
+from appliance.ioc.dbcore.streams import STDERR, print_to
 
 __all__ = [
     "IN_LINK",
@@ -189,9 +190,6 @@ _ALARM: Final = (
     "valueAlarm.highWarningLimit",
     "valueAlarm.highAlarmLimit",
 )
-_libc: Final = ctypes.CDLL(None)
-_libc.fputs.argtypes = (c_char_p, c_void_p)
-_stderr: Final = c_void_p.in_dll(_libc, "stderr")
 
 
 def _format(text: str) -> bytes:
@@ -273,7 +271,7 @@ class _Functions:
         text = f"{self.name} link: {why}"
         if ioc_state() is IocState.VOID:
             # In the parser's own stream, so that its complaint about the field follows in the next line.
-            _libc.fputs(_c.raw(text.partition("\0")[0] + "\n"), _stderr)
+            print_to(STDERR, text.partition("\0")[0] + "\n")
         else:
             _c.errlogPrintf(_format(text) + b"\n")
         return _STOP

@@ -94,7 +94,7 @@ class NumberReader:
             + (32 if have & _c.DBR_AL_DOUBLE else 0)
         )
         code = _c.STRUCT_CODES[self._channel.final_type]
-        self._unpack = struct.Struct(f"=4H40s{front}sIIQ{back}s{code}").unpack_from
+        self._unpack = struct.Struct(f"=4H40s{front}sIiQ{back}s{code}").unpack_from
 
     def _check(self, status: int) -> None:
         if status:

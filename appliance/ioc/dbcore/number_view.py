@@ -139,7 +139,7 @@ def _layout(record_type: str, field: str, kind: int) -> _Layout | None:
         code = f"{_c.MAX_STRING_SIZE - 1}s"  # EPICS never shows the last octet, which is for the nul
     first = [
         (alarm, f"{_ALARM_SIZE}s"),
-        (common_place("TIME"), "II"),
+        (common_place("TIME"), "Ii"),
         (common_place("UTAG"), "Q"),
         (value.offset, code),
     ]

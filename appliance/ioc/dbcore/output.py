@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-from ctypes import c_char_p, c_void_p
-
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import flush_output
 from appliance.ioc.dbcore.callbacks import kept_failures
-from appliance.ioc.dbcore.streams import memory_stream, written
+from appliance.ioc.dbcore.streams import (
+    error_stream,
+    memory_stream,
+    output_stream,
+    print_to,
+    prints_to,
+    written,
+)
 from appliance.ioc.dbcore.words import plain
-
-_libc = ctypes.CDLL(None)
-_libc.fputs.argtypes = (c_char_p, c_void_p)
-_get_stdout = _c.com.epicsGetStdout
-_get_stdout.restype = c_void_p
-_set_stdout = _c.com.epicsSetThreadStdout
-_set_stdout.argtypes = (c_void_p,)
-_set_stdout.restype = None
-_set_stderr = _c.com.epicsSetThreadStderr
-_set_stderr.argtypes = (c_void_p,)
-_set_stderr.restype = None
 
 #: The text that EPICS adds to each failure of a single line.
 _BREAK = "iocsh Error: Break\n"
@@ -33,7 +25,7 @@ MAX_OUTPUT = 1 << 20
 
 def shell_print(text: str) -> None:
     """Print a line, from a command that :func:`.callbacks.register_command` made."""
-    _libc.fputs(_c.raw(text.replace("\0", "\\0") + "\n"), _get_stdout())
+    print_to(output_stream(), text + "\n")
 
 
 def shell_capture(command: str) -> tuple[bool, str]:
@@ -43,13 +35,8 @@ def shell_capture(command: str) -> tuple[bool, str]:
     the log as usual.
     """
     with memory_stream() as (descriptor, stream), kept_failures() as failures:
-        _set_stdout(stream)
-        _set_stderr(stream)
-        try:
+        with prints_to(output=stream, errors=stream):
             status = _c.iocshCmd(_c.raw(command))
-        finally:
-            _set_stdout(None)
-            _set_stderr(None)
         flush_output()
         text = written(descriptor, limit=MAX_OUTPUT)
     return status == 0, text.replace(_BREAK, "") + "".join(f"{failure}\n" for failure in failures)
@@ -62,11 +49,8 @@ def shell_line(command: str) -> ApplianceError | None:
     reason of the failure.
     """
     with memory_stream() as (descriptor, stream), kept_failures() as failures:
-        _set_stderr(stream)
-        try:
+        with prints_to(errors=stream):
             status = _c.iocshCmd(_c.raw(command))
-        finally:
-            _set_stderr(None)
         flush_output()
         said = plain(written(descriptor, limit=MAX_OUTPUT).replace(_BREAK, ""))
     if status:
@@ -74,7 +58,7 @@ def shell_line(command: str) -> ApplianceError | None:
             return failures[0]
         return ApplianceError("; ".join(said.splitlines()) or "the command failed, see above")
     if said:
-        os.write(2, (said + "\n").encode("utf-8", "replace"))
+        print_to(error_stream(), said + "\n")
     return None
 
 

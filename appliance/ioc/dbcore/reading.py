@@ -46,6 +46,7 @@ class Reading(NamedTuple):
     message: str
     #: seconds since 1970-01-01 UTC; 631152000 for a record that was never processed
     seconds: int
+    #: negative for an impossible time of more than 2.1 s, as on the wire
     nanoseconds: int
     user_tag: int
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from typing import Final
 
-from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.streams import line_stream, prints_to
 
 __all__ = ["printed_through"]
 
-_libc: Final = ctypes.CDLL(None)
-_libc.fdopen.restype = c_void_p
-_libc.fdopen.argtypes = (c_int, c_char_p)
-_libc.fclose.argtypes = (c_void_p,)
-_libc.setvbuf.argtypes = (c_void_p, c_char_p, c_int, c_size_t)
-_set_stdout: Final = _c.com.epicsSetThreadStdout
-_set_stdout.argtypes = (c_void_p,)
-_set_stdout.restype = None
-_get_stdout: Final = _c.com.epicsGetThreadStdout
-_get_stdout.restype = c_void_p
-_BY_LINE: Final = 1
-"""_IOLBF: what a command prints appears at once, line by line."""
 _PIECE: Final = 65536
 
 
@@ -37,8 +23,6 @@ def printed_through(write: Callable[[str], None]) -> Iterator[None]:
     A thread of its own calls the function, with one or more lines, or a part of one.
     """
     reading, writing = os.pipe()
-    stream = _libc.fdopen(writing, b"w")
-    _libc.setvbuf(stream, None, _BY_LINE, 0)
 
     def pass_on() -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -50,13 +34,14 @@ def printed_through(write: Callable[[str], None]) -> Iterator[None]:
             write(decoder.decode(b"", final=True))
 
     thread = threading.Thread(target=pass_on, name="shell output", daemon=True)
-    thread.start()
-    before = _get_stdout()
-    _set_stdout(stream)
     try:
-        yield
+        with line_stream(writing) as stream:
+            # Now only the stream can write, and the thread sees its end.
+            os.close(writing)
+            thread.start()
+            with prints_to(output=stream):
+                yield
     finally:
-        _set_stdout(before)
-        _libc.fclose(stream)
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         os.close(reading)

@@ -152,8 +152,14 @@ class GroupFeed:
         if not bits:
             return
         update = Update(self.group.type, store, bits)
+        failed: list[tuple[Subscriber, Exception]] = []
         for subscription in self.subscriptions:
-            subscription.post(update)
+            try:
+                subscription.post(update)
+            except Exception as error:  # noqa: BLE001 - a defect of one client must not cost the others an update
+                failed.append((subscription, error))
+        for subscription, why in failed:
+            subscription.broken(why)
 
     def broken(self, error: Exception) -> None:
         """End all clients: a defect has stopped the reading, and they must not take an old value for the newest."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from appliance.errors import ApplianceError, OperationError
+from appliance.errors import ApplianceError, OperationError, internal_error
 from appliance.ioc import dbcore
 from appliance.ioc.behind import Pumped, Subscriber
 from appliance.ioc.feed import DEFAULT_EVENTS
@@ -52,7 +52,7 @@ class _Reader:
     def broken(self, error: Exception) -> None:
         """Take the PV for lost: a defect has stopped its updates."""
         _log.error("the link %s: internal error", self._channel.key.name, exc_info=error)
-        self._channel.lost("internal error; the log has the details")
+        self._channel.lost(internal_error("the log"))
 
     def sender(self, _bits: int, _code: str, _overrun: int = 0) -> None:
         """Give no short way: there are no octets."""

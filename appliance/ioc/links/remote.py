@@ -13,7 +13,7 @@ from appliance.client.context import Context
 from appliance.client.inputs import PAUSE_POLL_S
 from appliance.client.monitor import Connected, Disconnected, Monitor
 from appliance.client.requests import PutRequest
-from appliance.errors import ApplianceError, ChannelClosedError, OperationError
+from appliance.errors import ApplianceError, ChannelClosedError, OperationError, internal_error
 from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.channel import LinkChannel
 from appliance.ioc.links.latest import Assembly, Latest
@@ -94,10 +94,8 @@ class _Subscription(Monitor[Any]):
         try:
             self._pass(assembly.add(body, big))
         except Exception:  # noqa: BLE001 - see above
-            _log.exception("PVA links to %s: an update could not be used", self.channel.name)
             self._assembly = self._kept = None
-            self.close()
-            self._source.take(OperationError("internal error; the log has the details"))
+            self._source.broken()
 
     def _pass(self, value: Latest) -> None:
         """Pass a value on. What comes during a pause of the connection waits, and only the latest of it counts."""
@@ -166,6 +164,8 @@ class RemoteSource:
             self.take(ChannelClosedError("the server ended the subscription"))
         except ApplianceError as error:
             self.take(error)
+        except Exception:  # noqa: BLE001 - nobody else would notice, and links would keep the old value
+            self.broken()
 
     def room(self) -> None:
         """Go on: an update was taken out of the queue."""
@@ -192,6 +192,13 @@ class RemoteSource:
                 self._again = asyncio.get_running_loop().call_later(_RETRY_S, self.start)
         elif isinstance(item, Connected):
             self.is_held = False
+
+    def broken(self) -> None:
+        """End the subscription for a while: a defect, which is being handled, has stopped the use of its updates."""
+        _log.exception("PVA links to %s: an update could not be used", self.channel.key.name)
+        if self._monitor is not None:
+            self._monitor.close()
+        self.take(OperationError(internal_error("the log")))
 
     def look(self) -> None:
         """Follow a pause of the connection: no updates come then, so the last value may be wrong."""
@@ -310,10 +317,15 @@ class RemoteClient:
             opener = self._opener
             try:
                 opened = await _open(opener)
-            except ApplianceError as error:
-                _log.error("PVA links: %s", error)
+            except Exception as error:  # noqa: BLE001 - nobody else would notice, and no link would ever be connected
+                if isinstance(error, ApplianceError):
+                    why = str(error)
+                    _log.error("PVA links: %s", why)
+                else:
+                    why = internal_error("the log")
+                    _log.exception("PVA links: internal error")
                 for channel in self._waiting:
-                    channel.lost(str(error))
+                    channel.lost(why)
                 await asyncio.sleep(_RETRY_S)
                 continue
             if opener is self._opener:
@@ -326,7 +338,10 @@ class RemoteClient:
             self.connect(channel)
         while True:
             for source in list(self._sources.values()):
-                source.look()
+                try:
+                    source.look()
+                except Exception:  # noqa: BLE001 - the other links need this task
+                    source.broken()
             await asyncio.sleep(PAUSE_POLL_S)
 
     async def open_another(self, opener: Callable[[], AbstractAsyncContextManager[Context]]) -> Opened | None:

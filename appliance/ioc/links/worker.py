@@ -58,7 +58,14 @@ class Worker:
             self._queue.put(turn)
 
     def _run(self) -> None:
-        while (batch := self._queue.get()) is not None:
+        while True:
+            batch = self._queue.get()
+            if batch is None:
+                if self._queue.empty():
+                    return
+                # The rest of something that takes several pieces comes after the end was asked for.
+                self._queue.put(None)
+                continue
             left: list[Work] = []
             for work in batch:
                 try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 from weakref import WeakSet, ref
 
+from appliance.errors import internal_error
 from appliance.p4p.server._operation import ServerOperation
 from appliance.p4p.server._posts import Numbers, posts
 from appliance.pva.commands import CMD_GET, CMD_PROCESS, CMD_RPC
@@ -649,7 +650,7 @@ class Core(Handler):
             callback(op)
         except Exception:  # noqa: BLE001 - the client must hear of it
             _log.exception("the handler of %.256r failed", op.name())
-            op.done(error="internal error; the server's log has the details")
+            op.done(error=internal_error())
 
     def subscribe(self, subscription: Subscription) -> None:
         """Queue the current value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -86,36 +87,59 @@ def array_of(update: tuple[int, bytes]) -> tuple[float, ...]:
 
 @isolated
 def test_arrays_that_wait_to_be_sent_do_not_change(tmp_path: Path) -> None:
-    """One client reads slowly, and one begins late: each gets whole arrays, in order, and the last one."""
+    """Clients read slowly, one has a queue, and one begins late: each gets whole arrays, in order, and the last one.
+
+    All that a connection has to send is noted when it is handed to the socket, and is the same when it has left.
+    """
     import numpy as np
+    import uvloop
+
+    from appliance.pva.outbox import Outbox
+
+    count = 4000
+    """So many numbers are not copied on their way to the socket, and some arrays of them wait there."""
+    handed: list[tuple[memoryview, bytes]] = []
+    take = Outbox.take
+
+    def noted(outbox: Outbox) -> Any:
+        chunks = take(outbox)
+        handed.extend((view, bytes(view)) for view in map(memoryview, chunks) if view.nbytes > 8 * count)
+        return chunks
+
+    Outbox.take = noted  # type: ignore[method-assign]
 
     async def test() -> None:
-        records = 'record(waveform, "large") { field(NELM, "1000") field(FTVL, "DOUBLE") }'
+        records = f'record(waveform, "large") {{ field(NELM, "{count}") field(FTVL, "DOUBLE") }}'
         async with served(records, ["large"]) as ioc:
             numbers = itertools.count(1)
+            queued: list[tuple[Any, bytes]] = []
 
-            def change() -> float:
+            async def change() -> float:
                 number = float(next(numbers))
-                ioc.channels["large"].put(np.full(1000, number))
+                await ioc.put({"large": np.full(count, number)})
+                for link in ioc.server.peers:
+                    for operation in link.connection.operations.values():
+                        for update in operation.context.queue:
+                            value = update.store[1]
+                            queued.append((value, value.tobytes()))
                 return number
 
             clients: list[Any] = []
-            for _ in range(3):
+            for request in ("field()", "record[queueSize=6]field()", "field()"):
                 client = await asyncio.to_thread(Client, ioc.port)
-                await asyncio.to_thread(client.watch, ["large"])
+                # With less, the system waits long before it sends more of a large message.
+                client.driver.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                await asyncio.to_thread(client.watch, ["large"], [request])
                 clients.append(client)
-                for _ in range(20):
-                    change()
-                    await asyncio.sleep(0)
-            ioc.shrink()
+                ioc.shrink()
+                for _ in range(6):
+                    await change()
             async with asyncio.timeout(120):
                 while any(link.writable for link in ioc.server.peers):
-                    change()
-                    await asyncio.sleep(0)
+                    await change()
             # All of them are behind now.
-            for _ in range(20):
-                last = change()
-                await asyncio.sleep(0)
+            for _ in range(10):
+                last = await change()
             for client in clients:
                 await asyncio.to_thread(
                     client.until, lambda it: bool(it.got) and array_of(it.got[1][-1])[:1] == (last,)
@@ -125,8 +149,13 @@ def test_arrays_that_wait_to_be_sent_do_not_change(tmp_path: Path) -> None:
                 assert all(len(set(array)) <= 1 for array in arrays)
                 assert seen == sorted(seen)
                 assert len(set(seen)) == len(seen)
+            assert len(handed) > 10
+            assert all(view == octets for view, octets in handed)
+            assert len({octets for _, octets in queued}) > 5
+            assert all(value.tobytes() == octets for value, octets in queued)
 
-    run(test)
+    # The daemon's event loop: what it cannot send at once it keeps as it is, without a copy.
+    run(test, uvloop.new_event_loop)
 
 
 @isolated

@@ -164,3 +164,110 @@ def test_a_defect_in_sending_to_one_client_does_not_end_another(tmp_path: Path) 
             assert calls["octets"] >= 7
 
     run(test)
+
+
+@isolated
+def test_a_defect_in_sending_a_group_to_one_client_does_not_cost_another_an_update(tmp_path: Path) -> None:
+    async def test() -> None:
+        import struct
+        from functools import partial
+
+        from appliance.ioc.groups.definitions import Groups
+        from appliance.ioc.groups.feed import GroupFeed
+        from appliance.server import Handler, Subscription
+
+        def has(octets: bytes, client: Client) -> bool:
+            return any(octets in rest for _, rest in client.got[1])
+
+        class Grouped(Handler):
+            def subscribe(self, subscription: Subscription) -> None:
+                subscription.ready(feed.group.type)
+
+            def flow(self, subscription: Subscription) -> None:
+                if subscription not in feed.subscriptions:
+                    feed.join(subscription)
+
+            def unsubscribe(self, subscription: Subscription) -> None:
+                feed.subscriptions.pop(subscription, None)
+
+        records = """
+            record(ao, "a") { info(Q:group, { "group": { "a": { "+channel": "VAL", "+trigger": "*" } } }) }
+            record(ao, "b") { info(Q:group, { "group": { "b": { "+channel": "VAL" } } }) }
+        """
+        async with served(records, ["a"]) as ioc:
+            (group,) = Groups().groups.values()
+            feed = GroupFeed(group, ioc.stream)
+            ioc.server.add_pv("group", Grouped())
+            clients = [await asyncio.to_thread(Client, ioc.port) for _ in range(3)]
+            for client in clients:
+                await asyncio.to_thread(client.watch, ["group"])
+                await asyncio.to_thread(client.until, lambda it: len(it.got) == 1)
+            post = Subscription.post
+            calls = 0
+
+            def defective(subscription: Any, update: Any) -> None:
+                nonlocal calls
+                calls += 1
+                if calls == 2:
+                    raise ZeroDivisionError
+                post(subscription, update)
+
+            Subscription.post = defective  # type: ignore[method-assign]
+            for value in (3.0, 4.0):
+                await ioc.put({"a": value})
+            for number, client in enumerate(clients):
+                if number == 1:
+                    await asyncio.to_thread(client.until, lambda it: has_ended(it, 1))
+                    continue
+                for value in (3.0, 4.0):
+                    there = partial(has, struct.pack("<d", value))
+                    await asyncio.to_thread(client.until, there)
+                assert len(client.got[1]) == 3, "each update comes once"
+            feed.close()
+
+    run(test)
+
+
+@isolated
+def test_a_time_with_impossible_nanoseconds_ends_no_subscription(tmp_path: Path) -> None:
+    """Device support, or a server of Channel Access with TSEL, may give a record such a time. It goes to clients as QSRV sends it."""
+
+    async def test() -> None:
+        import ctypes
+
+        import numpy as np
+
+        from appliance.client import Context
+        from appliance.ioc.dbcore.records import common_place
+        from tests.helpers.ours import client_config
+
+        values: dict[str, list[Any]] = {
+            "number": [1, 2, 3],
+            "text": ["a", "b", "c"],
+            "array": [np.full(10, value) for value in (1.0, 2.0, 3.0)],
+            "choice": [1, 0, 1],
+            "long": ["x" * 50, "y" * 50, "z" * 50],
+        }
+        # EPICS leaves a time of device support (TSE -2) as it is.
+        records = """
+            record(longout, "number") { field(TSE, "-2") }
+            record(stringout, "text") { field(TSE, "-2") }
+            record(waveform, "array") { field(TSE, "-2") field(FTVL, "DOUBLE") field(NELM, "10") }
+            record(bo, "choice") { field(TSE, "-2") field(ZNAM, "off") field(ONAM, "on") }
+            record(lso, "long") { field(TSE, "-2") field(SIZV, "100") }
+        """
+        async with served(records, list(values)) as ioc:
+            config = client_config(name_servers=f"127.0.0.1:{ioc.port}")
+            async with Context(config, beacons=False) as ctx:
+                for name in values:
+                    async with asyncio.timeout(60), ctx.monitor(name) as updates:
+                        await anext(updates)
+                        for number, value in enumerate(values[name]):
+                            place = ioc.channels[name].record_address + common_place("TIME")
+                            wrong = 0xFFFFFFFF - number
+                            ctypes.c_uint32.from_address(place + 4).value = wrong
+                            await ioc.put({name: value})
+                            for got in (await anext(updates), await ctx.get(name)):
+                                assert got["timeStamp.nanoseconds"] == wrong - (1 << 32), name
+
+    run(test)

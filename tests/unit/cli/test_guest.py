@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import io
 import logging
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -59,3 +62,18 @@ def test_logging_is_as_it_was_when_a_tool_ends(
     for _ in range(2):
         logging.getLogger("appliance.x").warning("heard")
     assert caplog.text.count("heard") == 2
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_collection_and_standard_output_are_as_they_were_when_a_tool_ends(collects: bool) -> None:
+    parser = Parser(prog="guest")
+    parser.set_defaults(debug=False, verbose=False)
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    was_on, errors = gc.isenabled(), sys.stdout.errors
+    (gc.enable if collects else gc.disable)()
+    try:
+        assert run_tool(parser, [], quiet) == 0  # type: ignore[arg-type]
+        assert gc.isenabled() is collects
+        assert sys.stdout.errors == errors != "surrogateescape"
+    finally:
+        (gc.enable if was_on else gc.disable)()

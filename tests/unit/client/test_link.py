@@ -14,9 +14,9 @@ from appliance.certs.status import StatusClass
 from appliance.client.end import ClientEnd, ServerAddress
 from appliance.client.link import ServerLink
 from appliance.config.pva import ClientConfig
-from appliance.errors import ApplianceError, DecodeError, SecurityError, TransportError
+from appliance.errors import ApplianceError, ChannelClosedError, DecodeError, SecurityError, TransportError
 from appliance.pva.client_connection import ClientConnection
-from appliance.pva.events import AuthenticationOffered, MonitorUpdate, Validated
+from appliance.pva.events import AuthenticationOffered, MonitorUpdate, UpdatesTogether, Validated
 from appliance.pva.search import SearchResponse
 from appliance.pva.states import ConnectionState
 from appliance.pva.status import OK, Status
@@ -287,3 +287,22 @@ async def test_an_end_that_is_our_own_doing_is_no_news():
     assert bench.link.expected
     bench.link.close()
     assert bench.link.expected
+
+
+async def test_a_channel_that_was_closed_later_in_the_same_read_costs_others_no_update():
+    class Request:
+        def __init__(self, fails: bool) -> None:
+            self.context = self
+            self.fails = fails
+            self.bodies: list[bytes] = []
+
+        def gathered(self, body: bytes) -> None:
+            if self.fails:
+                raise ChannelClosedError("the channel is closed")
+            self.bodies.append(body)
+
+    bench = Bench()
+    bench.validate()
+    requests = [Request(fails=number == 1) for number in range(3)]
+    bench.say(UpdatesTogether([(request, b"%d" % number) for number, request in enumerate(requests)]))  # type: ignore[misc]
+    assert [request.bodies for request in requests] == [[b"0"], [], [b"2"]]

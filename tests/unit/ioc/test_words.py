@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from appliance.ioc.dbcore import _c, captured_errors, output
-from appliance.ioc.dbcore.streams import memory_stream, written
+from appliance.ioc.dbcore import _c, captured_errors
+from appliance.ioc.dbcore.streams import memory_stream, prints_to, written
 from appliance.ioc.dbcore.words import complaint, device_address
 
 
@@ -34,12 +34,8 @@ def test_what_nobody_reports_is_passed_on(capfd: pytest.CaptureFixture[str]) -> 
 def test_the_error_log_does_not_keep_the_stream_of_a_command(capfd: pytest.CaptureFixture[str]) -> None:
     """A command of the shell has a stream for its errors, which is closed when it ends."""
     with memory_stream() as (descriptor, stream):
-        output._set_stderr(stream)
-        try:
-            with captured_errors():
-                pass
-        finally:
-            output._set_stderr(None)
+        with prints_to(errors=stream), captured_errors():
+            pass
         _c.errlogPrintf(b"afterwards\n")
         _c.errlogFlush()
         assert written(descriptor) == ""
