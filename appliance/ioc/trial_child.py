@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
-from appliance.ioc.access import read_access_file, undefined_groups
+from appliance.ioc.access import inputs_elsewhere, read_access_file, undefined_groups
 from appliance.ioc.afterwards import Afterwards
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
@@ -258,6 +258,7 @@ class _Child:
             if loading.plan.is_check:
                 # A start says so itself, when the rules come into force.
                 self.warnings.extend(undefined_groups(security))
+                self.warnings.extend(inputs_elsewhere(security))
         if loading.plan.is_check:
             self.links()
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)

@@ -237,6 +237,38 @@ async def test_a_group_that_the_rules_do_not_define_is_told(files: Path) -> None
         assert ioc.log.count("does not define") == 1
 
 
+async def test_an_input_of_the_rules_that_is_no_record_here_is_told(files: Path) -> None:
+    (files / "rules.acf").write_text(
+        "ASG(DEFAULT) { RULE(1, READ) }\nASG(A) {\n INPA(L:mod)\n INPB(other:pv)\n INPC(L:mode)\n"
+        ' INPD("L:mode.NOPE")\n INPE("L:mode NPP")\n INPF("L:mode.SEVR")\n RULE(1, WRITE) { CALC("A+B+C+D+E+F") }\n}\n'
+    )
+    (files / "inputs.db").write_text('record(bo, "L:mode") { field(ASG, "A") }\n')
+    (files / "ioc.yml").write_text("databases: [{file: inputs.db}]\nacf: {file: rules.acf}\n")
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    never = "the rules that read it never allow anything"
+    rules = f"Warning: {files / 'rules.acf'}"
+    assert (
+        f"{rules}:3: ASG(A): INPA names L:mod, which is no record of this IOC (did you mean L:mode?); "
+        f"if no other IOC serves it, {never}" in log
+    )
+    assert (
+        f"{rules}:4: ASG(A): INPB names other:pv, which is no record of this IOC; if no other IOC serves it, "
+        in log
+    )
+    assert (
+        f"{rules}:6: ASG(A): INPD names L:mode.NOPE, but the record L:mode has no such field: {never}" in log
+    )
+    assert f"{rules}:7: ASG(A): INPE names 'L:mode NPP', and no PV's name has blanks" in log
+    assert log.count("INP") == 4
+    # The form in YAML has lines, too.
+    (files / "rules.acf").write_text(
+        "version: 1.0\nasgs:\n  - name: A\n    links:\n      - INPA: other:pv\n    rules:\n"
+        "      - level: 1\n        access: WRITE\n        calc: A=1\n"
+    )
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    assert f"{rules}:5: ASG(A): INPA names other:pv" in log
+
+
 async def test_a_command_line_without_a_configuration_file_can_be_checked(files: Path) -> None:
     (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\n')
     assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files)
