@@ -112,7 +112,13 @@ class dbFldDes(Structure):
 class dbMenu(Structure):
     """dbBase.h: the start of what ``dbFldDes.ftPvt`` points to for DBF_MENU."""
 
-    _fields_ = (("node", ELLNODE), ("name", c_char_p), ("nChoice", c_int))
+    _fields_ = (
+        ("node", ELLNODE),
+        ("name", c_char_p),
+        ("nChoice", c_int),
+        ("papChoiceName", POINTER(c_char_p)),
+        ("papChoiceValue", POINTER(c_char_p)),
+    )
 
 
 class dbDeviceMenu(Structure):
@@ -304,6 +310,7 @@ dbFinishEntry = _bind(core, None, "dbFinishEntry", _entry)
 dbFirstRecordType = _bind(core, c_long, "dbFirstRecordType", _entry)
 dbNextRecordType = _bind(core, c_long, "dbNextRecordType", _entry)
 dbFindRecordType = _bind(core, c_long, "dbFindRecordType", _entry, c_char_p)
+dbFindMenu = _bind(core, POINTER(dbMenu), "dbFindMenu", c_void_p, c_char_p)
 dbFirstRecord = _bind(core, c_long, "dbFirstRecord", _entry)
 dbNextRecord = _bind(core, c_long, "dbNextRecord", _entry)
 dbGetNRecords = _bind(core, c_int, "dbGetNRecords", _entry)

@@ -54,6 +54,15 @@ def record_types() -> list[str]:
     return names
 
 
+def menu_choices(menu: str) -> list[str]:
+    """Return the choices of a menu; none if there is no such menu."""
+    base = _c.pdbbase()
+    found = _c.dbFindMenu(base, menu.encode()) if base.value else None
+    if not found:
+        return []
+    return [_c.text(found.contents.papChoiceValue[number]) for number in range(found.contents.nChoice)]
+
+
 def _steps(cursor: _c.dbEntry) -> Iterator[bytes]:
     """Move the cursor from one record or alias to the next; yield the name of each one's record type."""
     type_status = _c.dbFirstRecordType(cursor)
