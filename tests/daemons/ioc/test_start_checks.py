@@ -649,7 +649,9 @@ async def test_a_line_of_a_script_ends_only_where_it_ends_for_epics(files: Path)
 
 
 async def test_a_wrong_choice_comes_with_the_choices_that_there_are(files: Path) -> None:
-    (files / "choice.db").write_text('record(ai, "L:1") {\n field(SCAN, "whatever")\n field(FLINK, "L:2")\n}\n')
+    (files / "choice.db").write_text(
+        'record(ai, "L:1") {\n field(SCAN, "whatever")\n field(FLINK, "L:2")\n}\n'
+    )
     log = await said("--check-config", "-d", "choice.db", status=1, cwd=files)
     assert "choice.db:2: Can't set 'L:1.SCAN' to 'whatever'" in log
     assert "the choices are Passive, Event, I/O Intr, 10 second, " in log

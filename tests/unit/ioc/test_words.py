@@ -101,14 +101,14 @@ def test_what_epics_proposes_is_passed_on_only_if_it_is_near(
 
 def test_each_of_several_wrong_choices_has_its_own_proposal() -> None:
     said = complaint(
-        "    Did you mean \"Raw Soft Channel\"?\n    Did you mean \"1 second\"?\n"
+        '    Did you mean "Raw Soft Channel"?\n    Did you mean "1 second"?\n'
         "ERROR: Can't set 'L:1.DTYP' to 'Raw Soft Chanel' no such device support for 'ai' record type : illegal choice\n"
         "ERROR: Can't set 'L:2.SCAN' to '1 secnd' using menu menuScan : illegal choice\n",
         "why",
         "/d/x.db",
     )
     assert "no device support 'Raw Soft Chanel'; Did you mean \"Raw Soft Channel\"?; " in str(said)
-    assert str(said).endswith("illegal choice; Did you mean \"1 second\"?")
+    assert str(said).endswith('illegal choice; Did you mean "1 second"?')
 
 
 @pytest.mark.parametrize(
