@@ -656,3 +656,29 @@ async def test_a_wrong_choice_comes_with_the_choices_that_there_are(files: Path)
     assert "choice.db:2: Can't set 'L:1.SCAN' to 'whatever'" in log
     assert "the choices are Passive, Event, I/O Intr, 10 second, " in log
     assert "doesn't have a field 'FLINK'; Did you mean \"FLNK\"? (line 3)" in log
+
+
+async def test_words_of_links_that_epics_ignores_are_told_by_a_check_and_by_a_start(files: Path) -> None:
+    (files / "words.db").write_text(
+        'record(ai, "L:1") {\n field(INP, "L:2 CPX")\n field(FLNK, "L:2 MS")\n}\n'
+        'record(ao, "L:2") {\n field(OUT, "L:1 CP")\n}\n'
+        'record(calc, "L:3") {\n field(INPA, "L:1 NMS MS")\n field(INPB, "{const:1} PP")\n field(INPC, "L:1 CP MS")\n}\n'
+    )
+    words = [
+        "words.db:2: L:1.INP: 'CPX' is no modifier of a link, and EPICS reads CP in it",
+        "words.db:3: L:1.FLNK: MS has no effect in a forward link",
+        "words.db:9: L:3.INPA: NMS and MS contradict each other, and EPICS uses NMS",
+        "words.db:10: L:3.INPB: 'PP' follows the last }, so EPICS takes all of it for the name of a PV",
+    ]
+    # EPICS itself tells of this one.
+    discarded = "words.db:6: Discarding CP/CPP modifier in CA output link from L:2.OUT to L:1"
+    log = await said("--check-config", "-d", "words.db", status=1, cwd=files)
+    assert discarded in log
+    (files / "words.db").write_text((files / "words.db").read_text().replace("L:1 CP", "L:1", 1))
+    log = await said("--check-config", "-d", "words.db", status=0, cwd=files)
+    for sentence in words:
+        assert sentence in log
+    assert "INPC" not in log
+    async with running_ioc("-S", "-d", "words.db", cwd=files) as ioc:
+        for sentence in words:
+            await ioc.printed(re.escape(sentence))
