@@ -352,6 +352,8 @@ scanOnce = _bind(core, c_int, "scanOnce", c_void_p)
 dbGetLink = _bind(core, c_long, "dbGetLink", c_void_p, c_short, c_void_p, c_void_p, c_void_p)
 recGblSetSevr = _bind(core, c_int, "recGblSetSevr", c_void_p, c_int, c_int)
 #: As with errlogPrintf: the text is a format.
+db_post_events = _bind(core, c_int, "db_post_events", c_void_p, c_void_p, c_uint)
+recGblResetAlarms = _bind(core, ctypes.c_ushort, "recGblResetAlarms", c_void_p)
 recGblSetSevrMsg = _bind(core, c_int, "recGblSetSevrMsg", c_void_p, c_int, c_int, c_char_p)
 dbProcessNotify = _bind(core, None, "dbProcessNotify", POINTER(processNotify))
 dbNotifyCancel = _bind(core, None, "dbNotifyCancel", POINTER(processNotify))

@@ -223,7 +223,7 @@ class PvaLink:
 
     def forward(self) -> str:
         """Process the PV."""
-        return "" if self.channel.forward(self) else f"{self.place.field} Disconn"
+        return self.channel.unanswered if self.channel.forward(self) else f"{self.place.field} Disconn"
 
     def close(self) -> None:
         """Forget the link."""
