@@ -112,15 +112,14 @@ class _Completion:
 
 
 class _Alarms:
-    """Work: tell the records of a put that is given up."""
+    """Work: tell records that what they have written did not arrive."""
 
-    def __init__(self, places: Iterable[LinkPlace], why: str) -> None:
-        self._places = list(places)
-        self._why = why
+    def __init__(self, records: list[tuple[LinkPlace, str]]) -> None:
+        self._records = records
 
     def work(self) -> bool:
-        raise_alarm(self._places.pop(), self._why)
-        return bool(self._places)
+        raise_alarm(*self._records.pop())
+        return bool(self._records)
 
 
 class LinkChannel:
@@ -293,9 +292,15 @@ class LinkChannel:
             failed = dict(faults or {})
             if not batch.waiting:
                 self.unanswered = error if unanswered else ""
-            alarms: dict[LinkPlace, None] = {}
-            if unanswered:
-                alarms = {link.place: None for link in (*batch.values, *forwards) if link in self._links}
+            # Of records that do not wait: those have an alarm of their own, or try again.
+            alarms = [
+                (link.place, error or failed[link])
+                for link in dict.fromkeys((*batch.values, *forwards))
+                if (error or link in failed)
+                and link in self._links
+                and link not in batch.waiting
+                and not (lost and link.options.retry)
+            ]
             for link, value in batch.values.items():
                 again = (lost or unanswered) and link.options.retry and link in self._links
                 if again:
@@ -321,7 +326,7 @@ class LinkChannel:
             _log.warning("PVA link %s: cannot write %s: %s", names[:400], self.key.name, why)
         self._complete(waits)
         if alarms:
-            self._push(_Alarms(alarms, error))
+            self._push(_Alarms(alarms))
 
     def _complete(self, waits: list[tuple[LinkPlace, str]]) -> None:
         if waits:
@@ -383,6 +388,11 @@ class LinkChannel:
             # The latest first: its values are those that are tried again.
             running = self._running[::-1]
             # What nobody asked to repeat is dropped: when the server is back, the value may be wrong.
+            alarms = [
+                (link.place, f"{self.key.name} Disconn")
+                for link in dict.fromkeys((*self._queued, *self._queued_forwards))
+                if not link.options.retry and link not in self._queued_waiting
+            ]
             for table in (self._held, self._queued, self._queued_forwards):
                 for link in [link for link in table if not link.options.retry]:
                     del table[link]
@@ -393,6 +403,8 @@ class LinkChannel:
         if push:
             self._push(self)
         self._complete(waits)
+        if alarms:
+            self._push(_Alarms(alarms))
         if has_room:
             self._tell_room()
         if running:

@@ -15,7 +15,7 @@ import pytest
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.config.pva import resolve_client
-from appliance.errors import AccessDeniedError, RemoteError
+from appliance.errors import AccessDeniedError, ApplianceError, RemoteError
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.remote import RemoteClient
 from appliance.pvdata import Value
@@ -287,6 +287,57 @@ async def test_a_put_that_a_server_never_answers_is_given_up_with_an_alarm_and_t
         assert other.came[:2] == [7.0, 7.0]
         other.answers = True
         await until(lambda: other.current["value"] == 7.0, 30.0)
+
+
+async def test_what_was_written_and_did_not_arrive_is_an_alarm_of_the_record_that_did_not_wait(
+    tmp_path: Path,
+) -> None:
+    def even(pv: SharedPV, _operation: Operation, value: Value) -> None:
+        if value["value"] % 2:
+            raise ApplianceError("even numbers only")
+        pv.post(value)
+
+    udp = free_port()
+    pv = SharedPV(number(0.0), on_put=even)
+    whole = SharedPV.mailbox(Value(NTScalar(INT32), 5))
+    text = """
+    record(ao, "out") { field(OUT, {pva:{pv:"far"}}) }
+    record(ao, "big") { field(OUT, {pva:{pv:"whole"}}) }
+    record(ao, "lost") { field(OUT, {pva:{pv:"silent"}}) }
+    record(longin, "in") { field(INP, {pva:{pv:"far"}}) }
+    record(longin, "fast") { field(INP, {pva:{pv:"far", sevr:false}}) }
+    """
+    served = {"far": pv, "whole": whole, "silent": Silent(number(0.0))}
+    async with linked(tmp_path / "a.db", text, udp) as records:
+        async with serving(served, udp):
+            await records.connected("out", "big", "lost", "in", "fast")
+            await records.put("out", 3.0)
+            await records.becomes("out.AMSG", lambda found: "even numbers only" in found)
+            assert await records.get("out.SEVR") == INVALID
+            await records.put("out", 4.0)
+            await until(lambda: pv.current["value"] == 4.0, 30.0)
+            assert await records.get("out.SEVR") == 0
+            for value, said in ((1e30, "1e+30"), (float("nan"), "nan"), (float("-inf"), "-inf")):
+                await records.put("big", value)
+                await records.becomes(
+                    "big.AMSG", lambda found, said=said: f"{said} does not fit int32" in found
+                )
+                await records.put("big", 6.0)
+                await until(lambda: whole.current["value"] == 6, 30.0)
+                await records.becomes("big.SEVR", 0)
+            for name in ("in", "fast"):
+                await records.process(name)
+                assert await records.get(name) == 4
+            pv.post(number(1e30))
+            for name in ("in", "fast"):
+                with pytest.raises(RemoteError, match=r"with the alarm 'INP: 1e\+30 does not fit int32'"):
+                    async with asyncio.timeout(30):
+                        while True:
+                            await records.process(name)
+                assert (await records.get(name), await records.get(f"{name}.SEVR")) == (4, INVALID)
+            await records.put("lost", 1.0)
+            assert await records.get("lost.SEVR") == 0
+        await records.becomes("lost.AMSG", "silent Disconn")
 
 
 async def test_a_pipelined_link_gets_the_last_value_of_many(tmp_path: Path) -> None:
