@@ -90,11 +90,12 @@ class RuleDraft:
 class GroupDraft:
     """An ASG while it is read."""
 
-    __slots__ = ("inputs", "name", "rules")
+    __slots__ = ("inputs", "lines", "name", "rules")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.inputs: dict[str, str] = {}
+        self.lines: dict[str, int] = {}
         self.rules: list[RuleDraft] = []
 
 
@@ -252,6 +253,8 @@ class Builder:
         if letter in group.inputs:
             raise self.error(f"{keyword} is given twice in ASG({group.name})", place)
         group.inputs[letter] = pv
+        if place is not None:
+            group.lines[letter] = place[0]
 
     def add_rule(
         self,
@@ -330,7 +333,10 @@ class Builder:
             if not self._grants[rule.access] and rule.conditional:
                 self.warn("a RULE that grants NONE takes nothing away: other rules still grant", rule.place)
         return Group(
-            draft.name, tuple(self._rule(rule) for rule in draft.rules), MappingProxyType(dict(draft.inputs))
+            draft.name,
+            tuple(self._rule(rule) for rule in draft.rules),
+            MappingProxyType(dict(draft.inputs)),
+            MappingProxyType(dict(draft.lines)),
         )
 
     def _check_calc(self, draft: GroupDraft, rule: RuleDraft) -> None:

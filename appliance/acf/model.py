@@ -247,6 +247,8 @@ class Group(NamedTuple):
     name: str
     rules: tuple[Rule, ...]
     inputs: Mapping[str, str]
+    lines: Mapping[str, int] = MappingProxyType({})
+    """Where each input is defined, by its letter, if that is known."""
 
 
 class Decision(NamedTuple):

@@ -18,7 +18,7 @@ from appliance.acf.model import DEFAULT
 from appliance.client.context import Context
 from appliance.client.inputs import ExternalInputs
 from appliance.config.pva import ClientConfig, ServerConfig
-from appliance.errors import ApplianceError
+from appliance.errors import AccessFileError, ApplianceError
 from appliance.ioc import dbcore
 from appliance.ioc.config import LoadStep
 from appliance.ioc.dbcore import DBE_ALARM, DBE_VALUE, DBChannel
@@ -29,7 +29,7 @@ from appliance.pva.credentials import Credentials
 from appliance.server.access import Rights
 from appliance.server.access_file import load_access_file
 
-__all__ = ["FieldAccess", "read_access_file", "undefined_groups"]
+__all__ = ["FieldAccess", "inputs_elsewhere", "read_access_file", "undefined_groups"]
 
 _log: Final = logging.getLogger(__name__)
 _INVALID: Final = 3
@@ -37,6 +37,8 @@ _INPUTS: Final = "inputs of access security"
 _MAX_PRINCIPALS: Final = 4096
 _NAMED: Final = 5
 """The most names in one line of the log."""
+_COMPARED: Final = 5000
+"""Of how many records the names are compared with one that is not there."""
 
 
 def read_access_file(step: LoadStep) -> AccessSecurity:
@@ -388,6 +390,34 @@ def undefined_groups(security: AccessSecurity) -> list[str]:
             f"{_some(names)}: {security.file} does not define ASG({group}), so the rules of ASG({DEFAULT}) hold{hint}"
         )
     return said
+
+
+def inputs_elsewhere(security: AccessSecurity) -> list[str]:
+    """Say which inputs of the rules are no records of this IOC, one sentence for each name; blocks.
+
+    An input that nobody serves is never connected, and a rule that reads it never holds.
+    """
+    found: dict[str, AccessFileError] = {}
+    for group in security.groups.values():
+        for letter, name in group.inputs.items():
+            if name not in found and (why := _why_no_input(name)):
+                what = f"ASG({group.name}): INP{letter} names {why}"
+                found[name] = AccessFileError(what, file=security.file, line=group.lines.get(letter))
+    return [str(each) for each in list(found.values())[:_NAMED]]
+
+
+def _why_no_input(name: str) -> str:
+    never = "the rules that read it never allow anything"
+    if any(letter.isspace() or not letter.isprintable() for letter in name.partition("{")[0]):
+        return f"{name!r}, and no PV's name has blanks or control characters: {never}"
+    if dbcore.exists(name):
+        return ""
+    record = name.partition(".")[0]
+    if dbcore.exists(record):
+        return f"{name}, but the record {record} has no such field: {never}"
+    near = difflib.get_close_matches(name, dbcore.record_names()[:_COMPARED], 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{name}, which is no record of this IOC{hint}; if no other IOC serves it, {never}"
 
 
 def _unreadable(security: AccessSecurity) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore, locate
-from appliance.ioc.access import read_access_file, undefined_groups
+from appliance.ioc.access import inputs_elsewhere, read_access_file, undefined_groups
 from appliance.ioc.afterwards import Afterwards
 from appliance.ioc.autosave.commands import Autosave
 from appliance.ioc.ca_rules import rules_for_channel_access
@@ -24,6 +24,7 @@ from appliance.ioc.groups.definitions import Groups
 from appliance.ioc.lines import REGISTRAR, run_line, words_of
 from appliance.ioc.loading import Loading
 from appliance.ioc.macros import expand_known, parse_macros
+from appliance.ioc.modifiers import ignored
 from appliance.ioc.putlog_commands import PUT_LOG_COMMANDS, check_start
 from appliance.ioc.shell import SERVER_COMMANDS
 from appliance.ioc.trial import plan_from_json
@@ -37,6 +38,10 @@ _LOADS_CODE: Final = "it loads C code (dlload), which a trial must not run"
 _FIELD: Final = re.compile(r"\b([^\s.:'\"]\S*?)\.([A-Z][A-Z0-9_]*)\b")
 _NO_FUNCTION: Final = re.compile(r"\.[SI]NAM (?:ERROR )?function '.*' not found")
 _MOST: Final = 20
+_MOST_WORDS: Final = 8
+"""Of how many links it is told that EPICS ignores a part."""
+_QUICK: Final = 10_000
+"""With more records a start does not look at the words of links: 20 us for each record."""
 
 
 class _Ended(Exception):  # noqa: N818 - no error
@@ -236,6 +241,7 @@ class _Child:
                 self.end()
 
         dbcore.on_init_hook(hook)
+        self.modifiers()
         self.before_init = dbcore.output_so_far()
         dbcore.build_isolated()
         self.end(error={"why": "the IOC cannot be initialised"})
@@ -258,6 +264,7 @@ class _Child:
             if loading.plan.is_check:
                 # A start says so itself, when the rules come into force.
                 self.warnings.extend(undefined_groups(security))
+                self.warnings.extend(inputs_elsewhere(security))
         if loading.plan.is_check:
             self.links()
         groups = Groups(loading.group_files, place=loading.place, report=self.warnings.append)
@@ -270,6 +277,22 @@ class _Child:
                     f"{record}.{field}: {name} is no record and no group of this IOC, and the link is local"
                 )
             )
+
+    def modifiers(self) -> None:
+        """Look for words in links that EPICS ignores; iocInit forgets them."""
+        if not self.loading.plan.is_check and dbcore.record_count() > _QUICK:
+            return
+        told: list[str] = []
+        count = 0
+        for record, field, kind, text in dbcore.link_texts():
+            if not (why := ignored(kind, text)):
+                continue
+            count += 1
+            if count <= _MOST_WORDS:
+                told.append(self.located(f"{record}.{field}: {why}"))
+        if count > len(told):
+            told.append(f"{count - len(told)} other links have words that EPICS ignores, too")
+        self.warnings += told
 
     def links(self) -> None:
         """Look where the links of all records lead."""

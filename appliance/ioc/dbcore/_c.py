@@ -112,7 +112,13 @@ class dbFldDes(Structure):
 class dbMenu(Structure):
     """dbBase.h: the start of what ``dbFldDes.ftPvt`` points to for DBF_MENU."""
 
-    _fields_ = (("node", ELLNODE), ("name", c_char_p), ("nChoice", c_int))
+    _fields_ = (
+        ("node", ELLNODE),
+        ("name", c_char_p),
+        ("nChoice", c_int),
+        ("papChoiceName", POINTER(c_char_p)),
+        ("papChoiceValue", POINTER(c_char_p)),
+    )
 
 
 class dbDeviceMenu(Structure):
@@ -304,6 +310,7 @@ dbFinishEntry = _bind(core, None, "dbFinishEntry", _entry)
 dbFirstRecordType = _bind(core, c_long, "dbFirstRecordType", _entry)
 dbNextRecordType = _bind(core, c_long, "dbNextRecordType", _entry)
 dbFindRecordType = _bind(core, c_long, "dbFindRecordType", _entry, c_char_p)
+dbFindMenu = _bind(core, POINTER(dbMenu), "dbFindMenu", c_void_p, c_char_p)
 dbFirstRecord = _bind(core, c_long, "dbFirstRecord", _entry)
 dbNextRecord = _bind(core, c_long, "dbNextRecord", _entry)
 dbGetNRecords = _bind(core, c_int, "dbGetNRecords", _entry)
@@ -345,6 +352,8 @@ scanOnce = _bind(core, c_int, "scanOnce", c_void_p)
 dbGetLink = _bind(core, c_long, "dbGetLink", c_void_p, c_short, c_void_p, c_void_p, c_void_p)
 recGblSetSevr = _bind(core, c_int, "recGblSetSevr", c_void_p, c_int, c_int)
 #: As with errlogPrintf: the text is a format.
+db_post_events = _bind(core, c_int, "db_post_events", c_void_p, c_void_p, c_uint)
+recGblResetAlarms = _bind(core, ctypes.c_ushort, "recGblResetAlarms", c_void_p)
 recGblSetSevrMsg = _bind(core, c_int, "recGblSetSevrMsg", c_void_p, c_int, c_int, c_char_p)
 dbProcessNotify = _bind(core, None, "dbProcessNotify", POINTER(processNotify))
 dbNotifyCancel = _bind(core, None, "dbNotifyCancel", POINTER(processNotify))

@@ -641,7 +641,7 @@ def register_link_type(name: str, link_type: LinkType) -> None:
         raise ApplianceError(f"links of type {name} cannot be registered")
 
 
-# -- completion, from a thread that holds no lock ---------------------------------------------------------------------
+# -- from a thread that holds no lock ---------------------------------------------------------------------------------
 
 
 def complete_put(place: LinkPlace, failure: str) -> None:
@@ -660,3 +660,19 @@ def complete_put(place: LinkPlace, failure: str) -> None:
         _c.dbLinkAsyncComplete(place.link)
     finally:
         _c.dbScanUnlock(place.record)
+
+
+def raise_alarm(place: LinkPlace, why: str) -> None:
+    """Give a record the alarm LINK, INVALID now, without processing it; its next processing decides anew. Waits for its lock."""
+    record = place.record
+    _c.dbScanLock(record)
+    try:
+        _c.recGblSetSevrMsg(record, _LINK_ALARM, _INVALID, _format(why))
+        if ctypes.c_ubyte.from_address(record + common_place("PACT")).value:
+            # It is processed just now, and takes the alarm at the end.
+            return
+        if mask := _c.recGblResetAlarms(record):
+            # Not only those who watch the alarm: the value is not what it was taken for.
+            _c.db_post_events(record, None, mask)
+    finally:
+        _c.dbScanUnlock(record)

@@ -54,6 +54,15 @@ def record_types() -> list[str]:
     return names
 
 
+def menu_choices(menu: str) -> list[str]:
+    """Return the choices of a menu; none if there is no such menu."""
+    base = _c.pdbbase()
+    found = _c.dbFindMenu(base, menu.encode()) if base.value else None
+    if not found:
+        return []
+    return [_c.text(found.contents.papChoiceValue[number]) for number in range(found.contents.nChoice)]
+
+
 def _steps(cursor: _c.dbEntry) -> Iterator[bytes]:
     """Move the cursor from one record or alias to the next; yield the name of each one's record type."""
     type_status = _c.dbFirstRecordType(cursor)
@@ -120,25 +129,33 @@ def database_links() -> Iterator[tuple[str, str, str]]:
 
     Constants, hardware addresses and JSON links name none.
     """
-    names: dict[str, list[str]] = {}
+    for record, field, _, text in link_texts():
+        if text[0] not in "@#{[" and not _is_number(text):
+            yield record, field, text
+
+
+def link_texts() -> Iterator[tuple[str, str, int, str]]:
+    """Yield record, field, its DBF code and text of all links that are not empty. The text is what the database says until iocInit, and EPICS' form of it afterwards."""
+    fields: dict[str, list[tuple[str, int]]] = {}
     with entry() as cursor, entry() as other:
         for record in _each(cursor):
             if record.is_alias:
                 continue
             kind = record.record_type
-            if kind not in names:
-                places = fields_of(kind).items()
-                names[kind] = [
-                    field for field, place in places if _c.DBF_INLINK <= place.field_type <= _c.DBF_FWDLINK
+            if kind not in fields:
+                fields[kind] = [
+                    (field, place.field_type)
+                    for field, place in fields_of(kind).items()
+                    if _c.DBF_INLINK <= place.field_type <= _c.DBF_FWDLINK
                 ]
             if _c.dbFindRecord(other, _c.raw(record.name)):
                 continue
-            for field in names[kind]:
+            for field, field_type in fields[kind]:
                 if _c.dbFindField(other, field.encode()):
                     continue
                 text = _c.text(_c.dbGetString(other)).strip()
-                if text and text[0] not in "@#{[" and not _is_number(text):
-                    yield record.name, field, text
+                if text:
+                    yield record.name, field, field_type, text
 
 
 def _is_number(text: str) -> bool:

@@ -7,11 +7,14 @@ stand in the header files that are installed beside the libraries, and :func:`te
 from __future__ import annotations
 
 import ctypes
+import difflib
 import re
+from collections.abc import Callable
 from typing import Final
 
-from appliance.errors import ConfigurationError
+from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
+from appliance.ioc.dbcore.records import menu_choices, record_types
 
 __all__ = ["PROTOCOL", "complaint", "device_address", "plain", "status_text", "teach_words"]
 
@@ -26,6 +29,13 @@ _LINK_TYPE: Final = re.compile(r"(?:dbJLinkInit: )?Link type '(\w+)' not found")
 _NO_DEVICE: Final = re.compile(
     r"Can't set '(?P<record>[^'\n]+)\.DTYP' to '(?P<device>[^'\n]*)' no such device support for '(?P<type>\w+)' record type.*"
 )
+_NO_TYPE: Final = re.compile(r"Record type '(?P<type>[^'\n]*)' for record '(?P<record>[^'\n]*)' not found")
+_CHOICE: Final = re.compile(
+    r"Can't set '[^'\n]*' to '(?P<choice>[^'\n]*)' (?:using menu (?P<menu>\w+))?.*illegal choice"
+)
+_NO_FIELD: Final = re.compile(r"\w+ record '[^'\n]*' doesn't have a field '(?P<field>[^'\n]*)'")
+_SOURCE: Final = re.compile(r"\s*(\d+) \| ")
+"""The text of the file below each complaint."""
 _NO_ADDRESS: Final = re.compile(
     r"(?P<field>\S+): can't initialize link type \w+ with \"(?P<address>@[^\"\n]*)\" \(type INST_IO\)"
 )
@@ -38,17 +48,39 @@ _MODULES: Final = (
     ("motor", "motor"),
 )
 """Beginnings of device types in lower case, without blanks, and the modules that bring them."""
+_TYPES: Final = {
+    "motor": "motor",
+    "busy": "busy",
+    "asyn": "asyn",
+    "scaler": "scaler",
+    "mca": "mca",
+    "sscan": "sscan",
+    "optics": "optics",
+    "epid": "std",
+    "throttle": "std",
+    "timestamp": "std",
+    "luascript": "lua",
+    "genSub": "genSub",
+    **dict.fromkeys(("scalcout", "acalcout", "sCalcout", "aCalcout", "swait", "transform", "sseq"), "calc"),
+}
+"""Record types that are not of EPICS Base, and the modules that bring them."""
 PROTOCOL: Final = "a protocol of StreamDevice, which this IOC does not have"
 """Part of what :func:`device_address` says."""
 _WHAT_TO_DO: Final = (
     "bring it with 'libraries', or read an IOC that has it through a link; see 'What this IOC does not have'"
 )
-_HINT: Final = re.compile(r"^\s*(Did you mean \"[^\"\n]*\"\?)\n?", re.MULTILINE)
+_LIBRARY: Final = (
+    "a library of the site brings it, named with its .dbd under 'libraries' in the configuration file; or leave the record to an IOC "
+    "that has it, and read that one through a link; see 'What this IOC does not have'"
+)
+_HINT: Final = re.compile(r"^\s*Did you mean \"([^\"\n]*)\"\?(?:  \([^\n]*\))?\n?", re.MULTILINE)
 """In the error log; what it is about is in the parser's output."""
+_NEAR: Final = 0.7
+"""How alike a proposal must be (0 to 1): EPICS proposes the nearest choice however far it is."""
 _TEMPLATE: Final = re.compile(r"^line (?P<line>\d+): '(?P<near>[^'\n]*)'", re.MULTILINE)
 # What repeats the place or the text of the file, which the sentence names once.
 _NOISE: Final = re.compile(
-    r"^\s*\d+ \| |^\s*at or before '|^Failed to load |^macLib: |has undefined macros$|^line \d+: '|^iocsh Error: |^dbReadCOM: |^\W*$"
+    r"^\s*\d+ \| |^\(null\) record |^\s*at or before '|^Failed to load |^macLib: |has undefined macros$|^line \d+: '|^iocsh Error: |^dbReadCOM: |^\W*$"
     r"|^dbLoadRecords\(|^Substitution file error: Error while reading|,undefined[)}]"
 )
 _OWN: Final = {(511, 5): "field may not be modified"}
@@ -113,7 +145,7 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         file: the file that EPICS had to read; the place may be in an included file.
 
     """
-    text = _with_hint(plain(said))
+    text = _with_hints(plain(said))
     where = _WHERE.search(text) or _WARNED.search(text)
     line = int(where["line"]) if where is not None else None
     if where is not None:
@@ -124,12 +156,16 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
         line = int(template["line"])
         if template["near"].isprintable() and "\ufffd" not in template["near"]:
             told.append(f"near {template['near']!r}")
+    is_new = False
     for each in text.splitlines():
+        if (source := _SOURCE.match(each)) is not None and is_new and line != int(source[1]):
+            told[-1] += f" (line {source[1]})"
+        is_new = is_new and source is None
         message = re.sub(r"^(?:(?:ERROR|WARNING):?\s*)+", "", each.strip()).strip()
         message = _LINK_TYPE.sub(
             r"this IOC has no links of type \1 (see 'What this IOC does not have')", message
         )
-        message = device_address(_NO_DEVICE.sub(_no_device, message))
+        message = device_address(_NO_DEVICE.sub(_no_device, _NO_TYPE.sub(_no_type, message)))
         if (
             message
             and "\ufffd" not in message
@@ -138,19 +174,49 @@ def complaint(said: str, why: str, file: str | None) -> ConfigurationError:
             and len(told) < _MOST
         ):
             told.append(message.rstrip("."))
+            is_new = True
     return ConfigurationError("; ".join(told) or why, file=file, line=line)
 
 
-def _with_hint(text: str) -> str:
-    """Put EPICS' proposal for a wrong choice behind the complaint about it."""
-    hint = _HINT.search(text)
-    if hint is None:
-        return text
-    text = _HINT.sub("", text)
-    about = _NO_DEVICE.search(text)
-    if about is None:
-        return f"{text}\n{hint[1]}"
-    return f"{text[: about.end()]}; {hint[1]}{text[about.end() :]}"
+def _with_hints(text: str) -> str:
+    """Put EPICS' proposals for wrong choices behind the complaints that they are about, if they are near."""
+    hints = _HINT.findall(text)
+
+    def proposed(found: re.Match[str]) -> str:
+        if near := _near(found["choice"], hints):
+            return f'{found.group()}; Did you mean "{near}"?'
+        choices = _known(lambda: menu_choices(found["menu"])) if found["menu"] else []
+        return f"{found.group()}; the choices are {', '.join(choices)}" if choices else found.group()
+
+    def field(found: re.Match[str]) -> str:
+        near = _near(found["field"], hints)
+        return f'{found.group()}; Did you mean "{near}"?' if near else found.group()
+
+    return _NO_FIELD.sub(field, _CHOICE.sub(proposed, _HINT.sub("", text)))
+
+
+def _near(word: str, known: list[str]) -> str:
+    """Return the word that was probably meant; empty if there is none."""
+    lower = {each.lower(): each for each in reversed(known)}
+    found = difflib.get_close_matches(word.lower(), lower, 1, _NEAR)
+    return lower[found[0]] if found else ""
+
+
+def _known(names: Callable[[], list[str]]) -> list[str]:
+    try:
+        return names()
+    except ApplianceError:
+        # A child has read the file, and here is no definition yet.
+        return []
+
+
+def _no_type(found: re.Match[str]) -> str:
+    kind = found["type"]
+    module = _TYPES.get(kind, "")
+    near = "" if module else _near(kind, _known(record_types))
+    hint = f"did you mean {near!r}? Otherwise " if near else ""
+    of = f" of the module {module}" if module else ""
+    return f"{found['record']}: this IOC has no record type {kind!r}{of}: {hint}{_LIBRARY}"
 
 
 def _no_device(found: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from appliance.ioc.dbcore import ManyLock
-from appliance.ioc.dbcore.link_support import LinkPlace, complete_put
+from appliance.ioc.dbcore.link_support import LinkPlace, complete_put, raise_alarm
 from appliance.ioc.dbcore.scanning import Target, process_each, process_together
 from appliance.ioc.links.batch import Batch
 from appliance.ioc.links.latest import Latest
@@ -111,6 +111,17 @@ class _Completion:
         return bool(self._links)
 
 
+class _Alarms:
+    """Work: tell records that what they have written did not arrive."""
+
+    def __init__(self, records: list[tuple[LinkPlace, str]]) -> None:
+        self._records = records
+
+    def work(self) -> bool:
+        raise_alarm(*self._records.pop())
+        return bool(self._records)
+
+
 class LinkChannel:
     """One PV with its links.
 
@@ -134,6 +145,8 @@ class LinkChannel:
         self.puts = self.put_errors = 0
         self.put_error = ""
         """Why the latest put failed; empty if it did not."""
+        self.unanswered = ""
+        """That the server has not answered the latest put that no record waits for; else empty."""
         self._owner = owner
         self._push = owner.push
         self._queue_size = key.queue_size
@@ -193,7 +206,11 @@ class LinkChannel:
         return is_last
 
     def write(self, link: Member, value: Any, *, wait: bool) -> bool:
-        """Take a value of a link, and send it unless the link defers; return False if that is impossible."""
+        """Take a value of a link, and send it unless the link defers.
+
+        Returns:
+            False if that is impossible, or in doubt: the server has not answered the put before. The value is sent all the same then.
+        """
         options = link.options
         with self._lock:
             if self._is_closed or not (self.connected or options.retry):
@@ -203,7 +220,7 @@ class LinkChannel:
                 self._held_waiting[link] = None
             if not options.defer:
                 self._flush()
-        return True
+            return wait or not self.unanswered
 
     def forward(self, link: Member) -> bool:
         """Process the PV, with what waits to be written; return False if that is impossible."""
@@ -249,7 +266,13 @@ class LinkChannel:
             self.put_done(batch, f"{type(error).__name__}: {error}")
 
     def put_done(
-        self, batch: Batch, error: str, *, lost: bool = False, faults: dict[Any, str] | None = None
+        self,
+        batch: Batch,
+        error: str,
+        *,
+        lost: bool = False,
+        unanswered: bool = False,
+        faults: dict[Any, str] | None = None,
     ) -> None:
         """End a put that runs.
 
@@ -257,6 +280,7 @@ class LinkChannel:
             batch: What was to be done.
             error: Why it failed; empty if it did not.
             lost: Whether it failed because the connection was lost; then links with ``retry`` try again.
+            unanswered: Whether it was given up because the server did not answer it; the same holds, and its records get an alarm.
             faults: Links whose value could not be written, and why.
         """
         with self._lock:
@@ -266,8 +290,19 @@ class LinkChannel:
             self._running = [each for each in self._running if each is not run]
             forwards = run.forwards
             failed = dict(faults or {})
+            if not batch.waiting:
+                self.unanswered = error if unanswered else ""
+            # Of records that do not wait: those have an alarm of their own, or try again.
+            alarms = [
+                (link.place, error or failed[link])
+                for link in dict.fromkeys((*batch.values, *forwards))
+                if (error or link in failed)
+                and link in self._links
+                and link not in batch.waiting
+                and not (lost and link.options.retry)
+            ]
             for link, value in batch.values.items():
-                again = lost and link.options.retry and link in self._links
+                again = (lost or unanswered) and link.options.retry and link in self._links
                 if again:
                     self._queued.setdefault(link, value)
                     if link in batch.waiting:
@@ -277,7 +312,7 @@ class LinkChannel:
                 for link in batch.waiting
                 if link not in self._queued_waiting
             ]
-            if lost:
+            if lost or unanswered:
                 self._queued_forwards.update(
                     dict.fromkeys(link for link in forwards if link.options.retry and link in self._links)
                 )
@@ -290,6 +325,8 @@ class LinkChannel:
             names = ", ".join(link.name for link in (failed if not error else batch.values or forwards))
             _log.warning("PVA link %s: cannot write %s: %s", names[:400], self.key.name, why)
         self._complete(waits)
+        if alarms:
+            self._push(_Alarms(alarms))
 
     def _complete(self, waits: list[tuple[LinkPlace, str]]) -> None:
         if waits:
@@ -341,6 +378,7 @@ class LinkChannel:
                 self.why = why
                 return
             self._is_reachable = False
+            self.unanswered = ""
             pending = self._pending
             has_room = len(pending) >= self.key.queue_size + _FLAPS
             if has_room:
@@ -350,6 +388,11 @@ class LinkChannel:
             # The latest first: its values are those that are tried again.
             running = self._running[::-1]
             # What nobody asked to repeat is dropped: when the server is back, the value may be wrong.
+            alarms = [
+                (link.place, f"{self.key.name} Disconn")
+                for link in dict.fromkeys((*self._queued, *self._queued_forwards))
+                if not link.options.retry and link not in self._queued_waiting
+            ]
             for table in (self._held, self._queued, self._queued_forwards):
                 for link in [link for link in table if not link.options.retry]:
                     del table[link]
@@ -360,6 +403,8 @@ class LinkChannel:
         if push:
             self._push(self)
         self._complete(waits)
+        if alarms:
+            self._push(_Alarms(alarms))
         if has_room:
             self._tell_room()
         if running:

@@ -161,8 +161,13 @@ class PvaLink:
                 return None
         elif severity >= 0 and latest.base[severity]:
             return None
+        try:
+            found = body[at:after] if number is None else number_to_dbr(number.unpack_from(body, at)[0], dbr)
+        except ApplianceError:
+            # The other way to read it says what is wrong.
+            return None
         self._seen, self._is_lost = latest, False
-        return body[at:after] if number is None else number_to_dbr(number.unpack_from(body, at)[0], dbr)
+        return found
 
     def _plan_number(self, latest: Latest, dbr: int) -> NumberPlan | None:
         layout = latest.layout
@@ -223,7 +228,7 @@ class PvaLink:
 
     def forward(self) -> str:
         """Process the PV."""
-        return "" if self.channel.forward(self) else f"{self.place.field} Disconn"
+        return self.channel.unanswered if self.channel.forward(self) else f"{self.place.field} Disconn"
 
     def close(self) -> None:
         """Forget the link."""

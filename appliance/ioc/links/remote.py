@@ -129,7 +129,8 @@ class RemoteSource:
         self._monitor: Monitor[Any] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._putting: dict[PutRequest, None] = {}
+        self._putting: dict[PutRequest, asyncio.TimerHandle | None] = {}
+        """What runs, and when it is given up: never if a record waits for it."""
         self.last: Latest | None = None
         """The latest value of the present connection."""
         self.is_held = False
@@ -234,20 +235,35 @@ class RemoteSource:
         def done(error: Exception | None) -> None:
             if request not in self._putting:
                 return
-            del self._putting[request]
+            if (limit := self._putting.pop(request)) is not None:
+                limit.cancel()
             lost = isinstance(error, ChannelClosedError)
             self.channel.put_done(batch, "" if error is None else str(error), lost=lost, faults=faults)
+
+        def give_up() -> None:
+            if request in self._putting:
+                del self._putting[request]
+                request.cancel()
+                why = f"{self.channel.key.name}: no answer to a put for {limit_s:.0f} s"
+                self.channel.put_done(batch, why, unanswered=True)
 
         channel = self._context.channel(self.channel.key.name)
         prepared = self._context._prepared(batch.request).value
         request = PutRequest(channel, _PutWaiter(done), prepared, build, get=batch.needs_present)
-        self._putting[request] = None
+        # A server that says nothing at all for so long loses its connection.
+        limit_s = self._context.config.idle_timeout_s
+        waits_for_ever = bool(batch.waiting)
+        self._putting[request] = (
+            None if waits_for_ever else asyncio.get_running_loop().call_later(limit_s, give_up)
+        )
         channel.add(request)
 
     def abandon(self) -> None:
         """Stop the puts that run."""
         putting, self._putting = self._putting, {}
-        for request in putting:
+        for request, limit in putting.items():
+            if limit is not None:
+                limit.cancel()
             request.cancel()
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Values of PVAccess as EPICS wants them, and values of records as a PV wants them.
 
-Numbers are converted as C does on the usual machines: a fraction is cut off, and what is too large loses its upper bits. A text
+A fraction is cut off. A whole number that is too large loses its upper bits, as in C. For a floating-point number C leaves open what happens (x86-64 makes the smallest number of it, or
+0): it is refused, and so is NaN. A negative one becomes the unsigned number with the same bits, as on x86-64. A text
 becomes a number if it is one. A number becomes text with as many digits as its type holds.
 """
 
@@ -27,7 +28,7 @@ from appliance.pvdata.types import (
 
 __all__ = ["CHARS", "Choice", "dbf_of", "fit", "from_dbr", "is_enum", "long_text", "number_to_dbr", "to_dbr"]
 
-_STRING, _CHAR, _LONG, _ULONG, _ENUM = 0, 1, 5, 6, 11
+_STRING, _CHAR, _USHORT, _LONG, _ULONG, _ENUM = 0, 1, 4, 5, 6, 11
 _FLOATS: Final = frozenset((9, 10))
 _NOT_WHOLE: Final = _FLOATS | {_STRING}
 CHARS: Final = frozenset((_CHAR, 2))
@@ -35,7 +36,15 @@ CHARS: Final = frozenset((_CHAR, 2))
 _CODES: Final = {kind: code for code, kind in enumerate(SCALAR_TYPES[:_ENUM])}
 _TEXT_ROOM: Final = MAX_STRING_SIZE - 1
 _LARGEST: Final = (1 << 63) - 1
-_SMALLEST: Final = -(1 << 63)
+
+
+def _bounds(code: str) -> tuple[int, int]:
+    bits = 8 * int(code[1])
+    return -(1 << bits - 1), (1 << bits - (code[0] == "i")) - 1
+
+
+_BOUNDS: Final = {dbr: _bounds(code) for dbr, code in enumerate(NUMPY_CODES) if code[0] in "iu"}
+"""The whole numbers whose bits a type has room for."""
 
 
 class Choice(NamedTuple):
@@ -139,7 +148,11 @@ def _shown(value: Any, code: str) -> str:
 
 
 def number_to_dbr(value: bool | float | str, dbr: int) -> bytes:
-    """Return a number, or a text that is one, as EPICS wants it."""
+    """Return a number, or a text that is one, as EPICS wants it.
+
+    Raises:
+        PVDataError: it is none, or a floating-point number that a whole one cannot hold.
+    """
     if isinstance(value, str):
         value = parse_float(value) if dbr in _FLOATS or not _is_whole(value) else parse_int(value)
     if dbr in _FLOATS:
@@ -148,8 +161,12 @@ def number_to_dbr(value: bool | float | str, dbr: int) -> bytes:
         except OverflowError:
             # A double that a float cannot hold.
             return VALUE_STRUCTS[dbr].pack(math.copysign(math.inf, value))
-    whole = _whole(value)
     size = ITEM_SIZES[dbr]
+    if isinstance(value, float):
+        low, high = _BOUNDS[dbr]
+        if not (math.isfinite(value) and low <= int(value) <= high):
+            raise _too_large(value, dbr)
+    whole = int(value)
     return (whole & ((1 << 8 * size) - 1)).to_bytes(size, "little" if _LITTLE else "big")
 
 
@@ -164,12 +181,8 @@ def _is_whole(value: str) -> bool:
     return True
 
 
-def _whole(value: bool | float) -> int:
-    if not isinstance(value, float):
-        return int(value)
-    if math.isnan(value):
-        return 0
-    return int(max(_SMALLEST, min(value, _LARGEST)))
+def _too_large(value: float, dbr: int) -> PVDataError:
+    return PVDataError(f"{value:.15g} does not fit {SCALAR_TYPES[dbr if dbr < _ENUM else _USHORT].name}")
 
 
 def _converted(array: Any, dbr: int) -> Any:
@@ -181,12 +194,16 @@ def _converted(array: Any, dbr: int) -> Any:
         return np.ascontiguousarray(array)
     with np.errstate(all="ignore"):
         if array.dtype.kind == "f" and wanted.kind in "iu":
-            array = np.nan_to_num(array, nan=0.0, posinf=None, neginf=None)
-            wide = np.uint64 if wanted.str[1:] == "u8" and not (array < 0).any() else np.int64
-            bounds = np.iinfo(wide)
-            # The nearest double to the largest number is one too large.
-            largest = np.nextafter(float(bounds.max), 0.0)
-            array = np.clip(array.astype(np.float64), float(bounds.min), largest).astype(wide)
+            array = np.trunc(array.astype(np.float64))
+            low, high = _BOUNDS[dbr]
+            # These doubles are exact. NaN compares as false.
+            good = (array >= float(low)) & (array < float(high + 1))
+            if not good.all():
+                raise _too_large(float(array[int(np.argmin(good))]), dbr)
+            if high > _LARGEST and (array >= float(_LARGEST)).any():
+                signed = array.astype(np.int64).astype(np.uint64)
+                return np.where(array < 0, signed, array.astype(np.uint64))
+            array = array.astype(np.int64)
         return array.astype(wanted)
 
 
@@ -228,7 +245,7 @@ def fit(kind: TypeDesc, value: Any) -> Any:
     if isinstance(kind, (BoundedString, ScalarType)):
         return _fit_scalar(kind, value)
     if is_enum(kind):
-        return value if isinstance(value, str) else _whole(value)
+        return value if isinstance(value, str) else _fit_scalar(SCALAR_TYPES[_LONG], value)
     if isinstance(kind, (AnyType, UnionType)):
         return value
     raise PVDataError("the PV has a structure here, and no value")

@@ -15,13 +15,13 @@ import pytest
 from appliance.certmon.endpoints import open_client, open_server
 from appliance.certs.status import CertState
 from appliance.config.pva import resolve_client
-from appliance.errors import AccessDeniedError, RemoteError
+from appliance.errors import AccessDeniedError, ApplianceError, RemoteError
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.remote import RemoteClient
 from appliance.pvdata import Value
 from appliance.pvdata.nt import NTEnum, NTScalar, NTScalarArray
 from appliance.pvdata.types import FLOAT64, INT32, STRING, ArrayType, StructType, UnionType
-from appliance.server import Server, SharedPV
+from appliance.server import Operation, Server, SharedPV
 from tests.helpers.ioc_process import running_ioc
 from tests.helpers.ioc_records import Records
 from tests.helpers.live import keychain_file, server_config, until
@@ -228,6 +228,116 @@ async def test_a_record_waits_for_the_end_of_processing_on_another_server(tmp_pa
             await records.becomes("hangs.AMSG", "never.A Disconn")
             assert await records.get("hangs.PACT") == 0
             assert await records.get("hangs.SEVR") == INVALID
+
+
+class Silent(SharedPV):
+    """Answers puts only if it is told to, and notes what came."""
+
+    def __init__(self, initial: Value) -> None:
+        super().__init__(initial)
+        self.came: list[float] = []
+        self.answers = False
+
+    def put(self, operation: Operation, value: Value) -> None:
+        self.came.append(float(value["value"]))
+        if self.answers:
+            self.post(value)
+            operation.done()
+
+
+async def test_a_put_that_a_server_never_answers_is_given_up_with_an_alarm_and_the_latest_value_goes_next(
+    tmp_path: Path,
+) -> None:
+    udp = free_port()
+    pv = Silent(number(0.0))
+    text = """
+    record(ao, "out") { field(OUT, {pva:{pv:"far"}}) }
+    record(ao, "again") { field(OUT, {pva:{pv:"other", retry:true}}) }
+    record(calc, "go") { field(FLNK, {pva:{pv:"third", proc:true}}) }
+    """
+    other, third = Silent(number(0.0)), Silent(number(0.0))
+    served = {"far": pv, "other": other, "third": third}
+    # Four seconds of patience instead of forty.
+    linked_ioc = linked(tmp_path / "a.db", text, udp, EPICS_PVA_CONN_TMO="3")
+    async with serving(served, udp), linked_ioc as records:
+        await records.connected("out", "again", "go")
+        for value in (1.0, 2.0, 3.0):
+            await records.put("out", value)
+        assert await records.get("out.SEVR") == 0
+        await records.put("again", 7.0)
+        await records.process("go")
+        # Nobody writes to the record again, and it tells all the same.
+        await records.becomes("out.AMSG", "far: no answer to a put for 4 s")
+        assert await records.get("out.SEVR") == INVALID
+        await records.becomes("go.SEVR", INVALID)
+        await until(lambda: pv.came == [1.0, 3.0], 30.0)
+        await records.ioc.printed("PVA link out.OUT: cannot write far: far: no answer to a put for 4 s")
+        await records.shows("dbpvar", "out", 2, "", "latest put: far: no answer to a put")
+        # While it is in doubt, each value is sent, with the alarm.
+        await records.put("out", 4.0)
+        assert await records.get("out.SEVR") == INVALID
+        pv.answers = True
+        await until(lambda: pv.current["value"] == 4.0, 30.0)
+        await until(lambda: pv.came[-1] == 4.0, 30.0)
+        await records.shows("dbpvar", "out", 2, "", r"far conn=T .* \(\d+ failed\)\s")
+        await records.put("out", 5.0)
+        assert await records.get("out.SEVR") == 0
+        await until(lambda: pv.current["value"] == 5.0, 30.0)
+        # What a link with 'retry' writes is written again.
+        assert other.came[:2] == [7.0, 7.0]
+        other.answers = True
+        await until(lambda: other.current["value"] == 7.0, 30.0)
+
+
+async def test_what_was_written_and_did_not_arrive_is_an_alarm_of_the_record_that_did_not_wait(
+    tmp_path: Path,
+) -> None:
+    def even(pv: SharedPV, _operation: Operation, value: Value) -> None:
+        if value["value"] % 2:
+            raise ApplianceError("even numbers only")
+        pv.post(value)
+
+    udp = free_port()
+    pv = SharedPV(number(0.0), on_put=even)
+    whole = SharedPV.mailbox(Value(NTScalar(INT32), 5))
+    text = """
+    record(ao, "out") { field(OUT, {pva:{pv:"far"}}) }
+    record(ao, "big") { field(OUT, {pva:{pv:"whole"}}) }
+    record(ao, "lost") { field(OUT, {pva:{pv:"silent"}}) }
+    record(longin, "in") { field(INP, {pva:{pv:"far"}}) }
+    record(longin, "fast") { field(INP, {pva:{pv:"far", sevr:false}}) }
+    """
+    served = {"far": pv, "whole": whole, "silent": Silent(number(0.0))}
+    async with linked(tmp_path / "a.db", text, udp) as records:
+        async with serving(served, udp):
+            await records.connected("out", "big", "lost", "in", "fast")
+            await records.put("out", 3.0)
+            await records.becomes("out.AMSG", lambda found: "even numbers only" in found)
+            assert await records.get("out.SEVR") == INVALID
+            await records.put("out", 4.0)
+            await until(lambda: pv.current["value"] == 4.0, 30.0)
+            assert await records.get("out.SEVR") == 0
+            for value, said in ((1e30, "1e+30"), (float("nan"), "nan"), (float("-inf"), "-inf")):
+                await records.put("big", value)
+                await records.becomes(
+                    "big.AMSG", lambda found, said=said: f"{said} does not fit int32" in found
+                )
+                await records.put("big", 6.0)
+                await until(lambda: whole.current["value"] == 6, 30.0)
+                await records.becomes("big.SEVR", 0)
+            for name in ("in", "fast"):
+                await records.process(name)
+                assert await records.get(name) == 4
+            pv.post(number(1e30))
+            for name in ("in", "fast"):
+                async with asyncio.timeout(30):
+                    while await records.get(f"{name}.SEVR") != INVALID:
+                        await records.process(name)
+                assert await records.get(f"{name}.AMSG") == "INP: 1e+30 does not fit int32"
+                assert await records.get(name) == 4
+            await records.put("lost", 1.0)
+            assert await records.get("lost.SEVR") == 0
+        await records.becomes("lost.AMSG", "silent Disconn")
 
 
 async def test_a_pipelined_link_gets_the_last_value_of_many(tmp_path: Path) -> None:

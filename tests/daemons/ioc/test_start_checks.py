@@ -237,6 +237,38 @@ async def test_a_group_that_the_rules_do_not_define_is_told(files: Path) -> None
         assert ioc.log.count("does not define") == 1
 
 
+async def test_an_input_of_the_rules_that_is_no_record_here_is_told(files: Path) -> None:
+    (files / "rules.acf").write_text(
+        "ASG(DEFAULT) { RULE(1, READ) }\nASG(A) {\n INPA(L:mod)\n INPB(other:pv)\n INPC(L:mode)\n"
+        ' INPD("L:mode.NOPE")\n INPE("L:mode NPP")\n INPF("L:mode.SEVR")\n RULE(1, WRITE) { CALC("A+B+C+D+E+F") }\n}\n'
+    )
+    (files / "inputs.db").write_text('record(bo, "L:mode") { field(ASG, "A") }\n')
+    (files / "ioc.yml").write_text("databases: [{file: inputs.db}]\nacf: {file: rules.acf}\n")
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    never = "the rules that read it never allow anything"
+    rules = f"Warning: {files / 'rules.acf'}"
+    assert (
+        f"{rules}:3: ASG(A): INPA names L:mod, which is no record of this IOC (did you mean L:mode?); "
+        f"if no other IOC serves it, {never}" in log
+    )
+    assert (
+        f"{rules}:4: ASG(A): INPB names other:pv, which is no record of this IOC; if no other IOC serves it, "
+        in log
+    )
+    assert (
+        f"{rules}:6: ASG(A): INPD names L:mode.NOPE, but the record L:mode has no such field: {never}" in log
+    )
+    assert f"{rules}:7: ASG(A): INPE names 'L:mode NPP', and no PV's name has blanks" in log
+    assert log.count("INP") == 4
+    # The form in YAML has lines, too.
+    (files / "rules.acf").write_text(
+        "version: 1.0\nasgs:\n  - name: A\n    links:\n      - INPA: other:pv\n    rules:\n"
+        "      - level: 1\n        access: WRITE\n        calc: A=1\n"
+    )
+    log = await said("--config", files / "ioc.yml", "--check-config", status=0)
+    assert f"{rules}:5: ASG(A): INPA names other:pv" in log
+
+
 async def test_a_command_line_without_a_configuration_file_can_be_checked(files: Path) -> None:
     (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\n')
     assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files)
@@ -614,3 +646,39 @@ async def test_a_line_of_a_script_ends_only_where_it_ends_for_epics(files: Path)
     )
     async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
         await ioc.printed("serving 2 records")
+
+
+async def test_a_wrong_choice_comes_with_the_choices_that_there_are(files: Path) -> None:
+    (files / "choice.db").write_text(
+        'record(ai, "L:1") {\n field(SCAN, "whatever")\n field(FLINK, "L:2")\n}\n'
+    )
+    log = await said("--check-config", "-d", "choice.db", status=1, cwd=files)
+    assert "choice.db:2: Can't set 'L:1.SCAN' to 'whatever'" in log
+    assert "the choices are Passive, Event, I/O Intr, 10 second, " in log
+    assert "doesn't have a field 'FLINK'; Did you mean \"FLNK\"? (line 3)" in log
+
+
+async def test_words_of_links_that_epics_ignores_are_told_by_a_check_and_by_a_start(files: Path) -> None:
+    (files / "words.db").write_text(
+        'record(ai, "L:1") {\n field(INP, "L:2 CPX")\n field(FLNK, "L:2 MS")\n}\n'
+        'record(ao, "L:2") {\n field(OUT, "L:1 CP")\n}\n'
+        'record(calc, "L:3") {\n field(INPA, "L:1 NMS MS")\n field(INPB, "{const:1} PP")\n field(INPC, "L:1 CP MS")\n}\n'
+    )
+    words = [
+        "words.db:2: L:1.INP: 'CPX' is no modifier of a link, and EPICS reads CP in it",
+        "words.db:3: L:1.FLNK: MS has no effect in a forward link",
+        "words.db:9: L:3.INPA: NMS and MS contradict each other, and EPICS uses NMS",
+        "words.db:10: L:3.INPB: 'PP' follows the last }, so EPICS takes all of it for the name of a PV",
+    ]
+    # EPICS itself tells of this one.
+    discarded = "words.db:6: Discarding CP/CPP modifier in CA output link from L:2.OUT to L:1"
+    log = await said("--check-config", "-d", "words.db", status=1, cwd=files)
+    assert discarded in log
+    (files / "words.db").write_text((files / "words.db").read_text().replace("L:1 CP", "L:1", 1))
+    log = await said("--check-config", "-d", "words.db", status=0, cwd=files)
+    for sentence in words:
+        assert sentence in log
+    assert "INPC" not in log
+    async with running_ioc("-S", "-d", "words.db", cwd=files) as ioc:
+        for sentence in words:
+            await ioc.printed(re.escape(sentence))

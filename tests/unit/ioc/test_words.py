@@ -84,6 +84,64 @@ def test_a_proposal_for_a_choice_follows_the_complaint() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "proposed", "is_near"),
+    [("1 secnd", "1 second", True), ("YES", "Yes", True), ("whatever", "Passive", False), ("stream", "Soft Timestamp", False)],
+)  # fmt: skip
+def test_what_epics_proposes_is_passed_on_only_if_it_is_near(
+    wrong: str, proposed: str, is_near: bool
+) -> None:
+    printed = f"    Did you mean \"{proposed}\"?\nERROR: Can't set 'L:1.SCAN' to '{wrong}' using menu menuScan : illegal choice\n"
+    said = str(complaint(printed, "why", "/d/x.db"))
+    assert said.endswith(f'illegal choice; Did you mean "{proposed}"?' if is_near else "illegal choice")
+
+
+def test_each_of_several_wrong_choices_has_its_own_proposal() -> None:
+    said = complaint(
+        '    Did you mean "Raw Soft Channel"?\n    Did you mean "1 second"?\n'
+        "ERROR: Can't set 'L:1.DTYP' to 'Raw Soft Chanel' no such device support for 'ai' record type : illegal choice\n"
+        "ERROR: Can't set 'L:2.SCAN' to '1 secnd' using menu menuScan : illegal choice\n",
+        "why",
+        "/d/x.db",
+    )
+    assert "no device support 'Raw Soft Chanel'; Did you mean \"Raw Soft Channel\"?; " in str(said)
+    assert str(said).endswith('illegal choice; Did you mean "1 second"?')
+
+
+@pytest.mark.parametrize(
+    ("field", "proposed", "prompt"), [("FLINK", "FLNK", "  (Forward Process Link)"), ("ZZZ", "ZRVL", "")]
+)
+def test_a_field_that_is_near_is_proposed(field: str, proposed: str, prompt: str) -> None:
+    said = str(
+        complaint(
+            f"ERROR: ai record 'm:1' doesn't have a field '{field}'\n    Did you mean \"{proposed}\"?{prompt}\n"
+            " 3 |  field(...)\nERROR:  at or before ')' in file \"a.db\" line 2\n",
+            "why",
+            "a.db",
+        )
+    )
+    hint = '; Did you mean "FLNK"?' if field == "FLINK" else ""
+    assert said == f"a.db:2: ai record 'm:1' doesn't have a field '{field}'{hint} (line 3)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("motor", "m:1: this IOC has no record type 'motor' of the module motor: a library of the site brings it, named with its .dbd under 'libraries'"),
+        ("scalcout", "m:1: this IOC has no record type 'scalcout' of the module calc: a library"),
+        ("site", "m:1: this IOC has no record type 'site': a library of the site brings it"),
+    ],
+)  # fmt: skip
+def test_a_record_type_that_is_not_there_comes_with_a_way_out(kind: str, said: str) -> None:
+    printed = (
+        f"ERROR: Record type '{kind}' for record 'm:1' not found\nERROR:  at or before ')' in path \".\"  file \"a.db\" line 1\n"
+        "ERROR: (null) record '(null)' doesn't have a field 'DESC'\n"
+    )
+    found = str(complaint(printed, "why", "a.db"))
+    assert found.startswith(f"a.db:1: {said}")
+    assert "null" not in found
+
+
+@pytest.mark.parametrize(
     ("address", "said"),
     [
         ("@dev.proto getT(A) P1", "L:1.INP: '@dev.proto getT(A) P1' is a protocol of StreamDevice, which this IOC does not have, and the record has no DTYP"),

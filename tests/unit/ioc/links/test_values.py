@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from appliance.errors import PVDataError
+from appliance.ioc.dbcore.link_support import NUMPY_CODES
 from appliance.ioc.links.values import Choice, dbf_of, fit, from_dbr, to_dbr
+from appliance.ioc.mapping import SCALAR_TYPES
 from appliance.pvdata.nt import NTEnum
 from appliance.pvdata.types import (
     BOOL,
@@ -66,7 +68,7 @@ def test_a_number_is_read_as_every_type_of_number(dbr: int) -> None:
     ("value", "dbr", "found"),
     [
         (1.9, LONG, 1), (-1.9, LONG, -1), (-1, ULONG, 0xFFFFFFFF), (-1.0, ULONG, 0xFFFFFFFF), (300, UCHAR, 44),
-        (-1, UINT64_, (1 << 64) - 1), (math.nan, LONG, 0), (1e300, INT64_, (1 << 63) - 1), (1e300, FLOAT, math.inf),
+        (-1, UINT64_, (1 << 64) - 1), (1e300, FLOAT, math.inf),
         ("0x10", LONG, 16), ("1.5", LONG, 1), ("1.5", DOUBLE, 1.5), (" 7 ", SHORT, 7),
     ],
 )  # fmt: skip
@@ -104,10 +106,39 @@ def test_an_array_is_read_up_to_what_fits() -> None:
     assert to_dbr(values[:0], None, DOUBLE, 5)[1] == 0
 
 
-def test_wild_numbers_in_an_array_harm_nothing() -> None:
-    data, _ = to_dbr(np.array([math.nan, math.inf, -math.inf, 1e300]), None, INT64_, 9)
-    assert np.asarray(data).tolist()[0] == 0
-    assert (np.asarray(data)[1:] != 0).all()
+WHOLE = [dbr for dbr in range(1, 12) if dbr not in (FLOAT, DOUBLE)]
+
+
+@pytest.mark.parametrize("dbr", WHOLE)
+def test_a_floating_point_number_that_a_whole_one_cannot_hold_is_refused(dbr: int) -> None:
+    code = np.dtype(NUMPY_CODES[dbr])
+    low, high = int(np.iinfo(code).min), int(np.iinfo(code).max)
+    # Of 64 bits the nearest double below.
+    top = math.nextafter(float(high + 1), 0.0) if code.itemsize == 8 else float(high)
+    assert one(top, dbr) == int(top)
+    assert one(float(low), dbr) == low
+    assert np.asarray(to_dbr(np.array([top, low]), None, dbr, 2)[0]).tolist() == [int(top), low]
+    beyond = -float(1 << 8 * code.itemsize - 1) * 1.5
+    for value in (float(high + 1), beyond, 1e30, -1e30, math.inf, -math.inf, math.nan):
+        for given in (value, f"{value!r}", np.array([1.0, value]), np.array([1.0, value], "f4")):
+            with pytest.raises(PVDataError, match=r"does not fit u?int"):
+                to_dbr(given, None, dbr, 1 if isinstance(given, str) else 2)
+        if dbr < 9:
+            with pytest.raises(PVDataError, match=r"does not fit u?int"):
+                fit(SCALAR_TYPES[dbr], value)
+    if code.kind == "u":
+        # As C does on x86-64.
+        assert one(-1.0, dbr) == high
+        assert np.asarray(to_dbr(np.array([-1.0, top]), None, dbr, 2)[0]).tolist() == [high, int(top)]
+
+
+def test_a_number_with_a_fraction_just_beyond_a_bound_is_cut_to_it() -> None:
+    assert one(127.9, CHAR) == 127
+    assert one(-128.9, CHAR) == -128
+    assert np.asarray(to_dbr(np.array([127.9, -128.9]), None, CHAR, 2)[0]).tolist() == [127, -128]
+
+
+def test_large_numbers_in_an_array_fit_unsigned_ones() -> None:
     data, _ = to_dbr(np.array([1.5, 2.0**63]), None, UINT64_, 9)
     assert np.asarray(data).tolist() == [1, 1 << 63]
 
