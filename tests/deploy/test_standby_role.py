@@ -104,7 +104,11 @@ class Host:
         ):
             text = text.replace(there, here)
         done = subprocess.run(
-            ["/bin/sh", "-c", text, "sh", *arguments], capture_output=True, text=True, check=False, timeout=100
+            ["/bin/sh", "-c", text, "sh", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -196,7 +200,9 @@ def test_a_copy_for_which_the_disk_is_too_small_says_so(host, primary):
     assert status == 0, said
     shutil.rmtree(host.data)
     text = program.replace("/var/lib/postgresql", str(host.home / "lib"))
-    text = text.replace("-o postgres -g postgres", f"-o {owner()}").replace("runuser -u postgres --", " ".join(prefix()))
+    text = text.replace("-o postgres -g postgres", f"-o {owner()}").replace(
+        "runuser -u postgres --", " ".join(prefix())
+    )
     mount = f'mount -t tmpfs -o size=1m,mode=755 none "{host.data.parent}"\n'
     done = subprocess.run(
         ["unshare", "--mount", "/bin/sh", "-c", mount + text, "sh", VERSION, conninfo(host, primary.port), "spva_two"],
@@ -226,6 +232,13 @@ def test_a_primary_whose_place_was_taken_is_not_started(host):
         finally:
             standby.close()
         assert host.run("guard.sh", VERSION) == (0, ""), "an other one that is silent forbids nothing"
+
+
+def test_standbys_that_may_log_in_stay_known_while_their_hosts_are_away(host):
+    assert host.state()["admitted"] == []
+    lines = "hostssl  spva  spva  192.0.2.1/32  x\nhostssl  replication  spva_replication  192.0.2.9/32  x\n"
+    (host.configuration / "pg_hba.conf").write_text(lines * 2)
+    assert host.state()["admitted"] == ["192.0.2.9/32", "192.0.2.9/32"]
 
 
 def test_slots_are_those_of_the_standbys_and_a_lost_one_is_made_anew(monkeypatch, capsys):

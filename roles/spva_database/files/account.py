@@ -45,13 +45,19 @@ def give(port: str, account: str, rights: str, password: str) -> None:
     if parts is None or verifier(password, base64.b64decode(parts[2]), int(parts[1])) != found:
         verb = "ALTER" if found else "CREATE"
         wanted = verifier(password, os.urandom(16), ROUNDS)
-        psql(port, f"{verb} ROLE {account} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {rights} PASSWORD '{wanted}'")
+        psql(
+            port,
+            f"{verb} ROLE {account} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {rights} PASSWORD '{wanted}'",
+        )
         print(f"{verb} ROLE {account}")
 
 
 def give_slots(port: str, wanted: list[str]) -> None:
     """Make a slot for each standby. One that kept too little is made anew, and one that nobody has is dropped."""
-    said = psql(port, "SELECT slot_name, wal_status = 'lost', active FROM pg_replication_slots WHERE slot_name ~ '^spva_'")
+    said = psql(
+        port,
+        "SELECT slot_name, wal_status = 'lost', active FROM pg_replication_slots WHERE slot_name ~ '^spva_'",
+    )
     there = [line.split("|") for line in said.splitlines()]
     useless = [name for name, lost, active in there if active == "f" and (lost == "t" or name not in wanted)]
     for name in useless:

@@ -1,5 +1,6 @@
 # What this host has of the cluster spva, as JSON: state.sh prints
-#   version, state (none, standby, primary), timeline, system, shape (of the data, in pg_controldata's words), end (of the log that is known to be there)
+#   version, state (none, standby, primary), timeline, system, shape (of the data, in pg_controldata's words), end (of the log that is known to be there),
+#   admitted (addresses from which standbys may log in)
 # "primary" is any data that is not a standby's, whether it runs or not. Nothing is changed.
 set -eu
 version=$({ ls -d /etc/postgresql/*/spva/postgresql.conf 2>/dev/null || true; } | sort -V | tail -n 1 | cut -d/ -f4)
@@ -31,5 +32,6 @@ if [ "$state" != none ]; then
         runs=true end=$said
     fi
 fi
-printf '{"version": "%s", "state": "%s", "timeline": %s, "system": "%s", "shape": "%s", "runs": %s, "end": "%s"}\n' \
-    "$version" "$state" "$timeline" "$system" "$shape" "$runs" "$end"
+admitted=$(awk '$2 == "replication" { printf "%s\"%s\"", n++ ? ", " : "", $4 }' "/etc/postgresql/$version/spva/pg_hba.conf" 2>/dev/null || true)
+printf '{"version": "%s", "state": "%s", "timeline": %s, "system": "%s", "shape": "%s", "runs": %s, "end": "%s", "admitted": [%s]}\n' \
+    "$version" "$state" "$timeline" "$system" "$shape" "$runs" "$end" "$admitted"
