@@ -40,7 +40,8 @@ def verifier(password: str, salt: bytes, rounds: int) -> str:
 
 def give(port: str, account: str, rights: str, password: str) -> None:
     """Make an account, or give it another password."""
-    found = psql(port, f"SELECT coalesce(rolpassword, '-') FROM pg_authid WHERE rolname = '{account}'")
+    said = psql(port, "SELECT rolname, coalesce(rolpassword, '-') FROM pg_authid WHERE rolname ~ '^spva'")
+    found = dict(line.split("|") for line in said.splitlines()).get(account, "")
     parts = VERIFIER.fullmatch(found)
     if parts is None or verifier(password, base64.b64decode(parts[2]), int(parts[1])) != found:
         verb = "ALTER" if found else "CREATE"
