@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.deploy.test_database_role import ROLE, play
+from tests.deploy.test_templates import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.postgres import Server, binaries, owner, prefix
 
@@ -266,3 +271,84 @@ def test_slots_are_those_of_the_standbys_and_a_lost_one_is_made_anew(monkeypatch
         assert server.sql(lost) == [("reserved",)]
         names = server.sql("SELECT slot_name FROM pg_replication_slots ORDER BY 1")
         assert names == [("of_another",), ("spva_a",)]
+
+
+# ---------------------------------------------------------------------- playbooks
+
+
+def playbook(tmp_path: Path, name: str, hosts: dict[str, dict | None], *arguments: str) -> tuple[int, str]:
+    """Run a playbook for hosts that have these data. None: it cannot be reached."""
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    found = {host: here if its else away for host, its in hosts.items()}
+    (tmp_path / "hosts.yml").write_text(
+        yaml.safe_dump({"all": {"children": {"spva_database": {"hosts": found}}}})
+    )
+    said = {host: json.dumps(its) for host, its in hosts.items()}
+    (tmp_path / "extra.json").write_text(
+        json.dumps(
+            {
+                "ansible_become": False,
+                "said": said,
+                "spva_database_ask": ["echo", "{{ said[inventory_hostname] }}"],
+            }
+        )
+    )
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ansible-playbook", f"--inventory={tmp_path / 'hosts.yml'}", "--check",
+            f"--extra-vars=@{tmp_path / 'extra.json'}", ROOT / "playbooks" / name, *arguments,
+        ],
+        capture_output=True, text=True, check=False, timeout=200, cwd=ROOT, env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
+    )  # fmt: skip
+    return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "arguments", "sentence"),
+    [
+        ({"db1": data("primary"), "db2": data("standby")}, [], "name the host that becomes the primary: -e primary=HOST, one of db1, db2"),
+        ({"db1": data("primary"), "db2": None}, ["primary=db2"], "db2 cannot be reached"),
+        ({"db1": data("primary"), "db2": data("none")}, ["primary=db2"], "db2 has no database"),
+        (
+            {"db1": data("primary"), "db2": {**data("standby"), "runs": False}}, ["primary=db2"],
+            "PostgreSQL does not run on db2",
+        ),
+        ({"db1": None, "db2": data("standby")}, ["primary=db2"], "db1 cannot be reached, and may still take commits"),
+        ({"db1": data("primary"), "db2": data("primary", 2)}, ["primary=db1"], "db2 has taken over from db1 since"),
+        (
+            {"db1": None, "db2": {**data("standby"), "end": "9/FF"}, "db3": {**data("standby"), "end": "A/1"}},
+            ["primary=db2", "fenced=db1"], "db3 has received more than db2",
+        ),
+    ],
+    ids=["nobody", "away", "blank", "stopped", "a silent primary", "out of date", "behind another"],
+)  # fmt: skip
+def test_nothing_is_promoted_that_would_do_harm(tmp_path, hosts, arguments, sentence):
+    status, said = playbook(tmp_path, "promote.yml", hosts, *(f"--extra-vars={word}" for word in arguments))
+    assert status != 0
+    assert sentence in said
+    assert "nothing was changed" in said
+    assert "Stop the former primary" not in said
+
+
+@pytest.mark.parametrize(
+    ("hosts", "arguments", "sentence"),
+    [
+        ({"db1": data("primary"), "db2": data("standby")}, [], "name the host that becomes a standby"),
+        ({"db1": data("primary"), "db2": data("standby")}, ["standby=db1"], "db1 is the primary by the inventory"),
+        (
+            {"db1": {**data("primary", 2), "runs": False}, "db2": data("primary")}, ["standby=db2"],
+            "db1, the primary by the inventory, cannot be reached or takes no commits",
+        ),
+        (
+            {"db1": data("primary"), "db2": data("primary")}, ["standby=db2"],
+            "db2 has a database that db1 has not taken over",
+        ),
+    ],
+    ids=["nobody", "the primary", "no primary", "two primaries"],
+)  # fmt: skip
+def test_no_data_are_moved_aside_that_may_be_the_last(tmp_path, hosts, arguments, sentence):
+    status, said = playbook(tmp_path, "standby.yml", hosts, *(f"--extra-vars={word}" for word in arguments))
+    assert status != 0
+    assert sentence in said
+    assert "nothing was changed" in said
