@@ -83,6 +83,44 @@ def test_data_that_do_not_agree_with_the_inventory_are_left_as_they_are(
     assert sentence in said
 
 
+def test_a_standby_is_told_how_it_reaches_its_primary_and_lets_the_others_in(tmp_path):
+    """Its password as libpq reads it from a file, its connection, and the rules of who may log in."""
+    variables = {
+        **OTHER, "spva_database_replication_password": r"a:good\password", "spva_database_peers": ["192.0.2.9"],
+        "spva_database_found": {"stdout": "/etc/postgresql/15/spva/postgresql.conf"},
+    }  # fmt: skip
+    wanted = {
+        "pass": "{{ spva_database_pass }}",
+        "conf": (ROLE / "templates/spva.conf.j2").read_text().replace("{{ ansible_managed }}", ""),
+        "hba": (ROLE / "templates/pg_hba.conf.j2").read_text().replace("{{ ansible_managed }}", ""),
+    }
+    files = [
+        {"name": "Variables", "ansible.builtin.include_vars": {"file": str(ROLE / f"{part}/main.yml")}}
+        for part in ("defaults", "vars")
+    ]
+    made = [
+        {
+            "name": "Write",
+            "ansible.builtin.copy": {"content": text, "dest": str(tmp_path / name), "mode": "0600"},
+        }
+        for name, text in wanted.items()
+    ]
+    status, said = play(tmp_path, [*files, *made], variables, databases=2)
+    assert status == 0, said
+    assert (tmp_path / "pass").read_text().strip() == r"a\:good\\password"
+    conf = (tmp_path / "conf").read_text()
+    assert "primary_conninfo = 'host=other1 port=5432 user=spva_replication " in conf
+    assert (
+        " sslmode=verify-full sslrootcert=/etc/postgresql/15/spva/peers.crt application_name=spva_localhost "
+        in conf
+    )
+    assert "primary_slot_name = 'spva_localhost'" in conf
+    assert "max_slot_wal_keep_size = '1GB'" in conf
+    assert "good" not in conf
+    lines = [line.split() for line in (tmp_path / "hba").read_text().splitlines() if "replication" in line]
+    assert lines == [["hostssl", "replication", "spva_replication", "192.0.2.9/32", "scram-sha-256"]]
+
+
 # ---------------------------------------------------------------------- programs, with real servers
 
 
