@@ -49,7 +49,7 @@ lint-deploy: setup  ## check YAML files and Ansible roles (strictest profile, of
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/ansible-lint --offline -q
 
 # No test host is left running, whether a scenario passes or fails.
-SCENARIO ?= default site gateway upgrade restore rotate-ca negative ha
+SCENARIO ?= default site gateway upgrade restore rotate-ca negative ha standby
 molecule: setup  ## deploy to test hosts that run systemd (root); SCENARIO=default runs one scenario
 	for scenario in $(SCENARIO); do \
 	    PATH="$(abspath $(BIN)):$$PATH" molecule/run "$$scenario" || exit 1; \

@@ -8,12 +8,37 @@ if [ -r /etc/spva/pva.env ]; then set -a; . /etc/spva/pva.env; set +a; fi
 bin=/opt/spva/current/bin
 row() { printf '%s\t%s\t%s\t%s\t%s\n' "$1" "${2:--}" "${3:--}" "${4:--}" "$5"; }
 
+streams() { # PORT: health of the stream between the primary and its standbys; OK where there is none
+    local said
+    said=$(cd / && runuser -u postgres -- psql -XAtq -p "$1" -d postgres -c "$stream" 2>&1) || said="cannot be asked: ${said%%$'\n'*}"
+    printf '%s' "${said:-OK}"
+}
+# A standby is behind if it has not played back what it got; a primary says how much each of its standbys lacks.
+stream="
+SELECT CASE WHEN pg_is_in_recovery() THEN (
+    SELECT CASE WHEN count(*) FILTER (WHERE status = 'streaming') = 0
+        THEN 'standby, does not follow the primary, see its log'
+        ELSE 'OK, standby, ' || pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) || ' octets behind' END
+    FROM pg_stat_wal_receiver)
+ELSE (
+    SELECT CASE WHEN count(*) = 0 THEN 'OK' ELSE CASE WHEN bool_and(r.state IS NOT DISTINCT FROM 'streaming') THEN 'OK, ' ELSE '' END || 'primary, '
+        || string_agg(substr(s.slot_name, 6) || CASE
+            WHEN s.wal_status = 'lost' THEN ' was away for too long, standby.yml copies it anew'
+            WHEN r.state IS NULL THEN ' does not follow, lacks ' || coalesce(pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)), 'all')
+            WHEN r.state <> 'streaming' THEN ' catches up, lacks ' || pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
+            ELSE ' ' || r.sync_state || ', ' || pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn) || ' octets behind' END, ', ' ORDER BY s.slot_name) END
+    FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid
+    WHERE s.slot_name ~ '^spva_') END"
+
 for home in /etc/postgresql/*/spva; do
     [ -d "$home" ] || continue
     version=${home#/etc/postgresql/} version=${version%/spva}
     read -r port state < <(pg_lsclusters --no-header | awk -v version="$version" '$1 == version && $2 == "spva" { print $3, $4 }')
-    if [ "$state" = online ] && pg_isready -q -p "$port"; then
-        row "database $version" - - "$(date -u -d "$(openssl x509 -in "$home/server.crt" -noout -enddate | cut -d= -f2)" +%Y-%m-%dT%H:%M:%SZ)" OK
+    # A standby's state is "online,recovery".
+    if [ "${state%%,*}" = online ] && pg_isready -q -p "$port"; then
+        row "database $version" - - "$(date -u -d "$(openssl x509 -in "$home/server.crt" -noout -enddate | cut -d= -f2)" +%Y-%m-%dT%H:%M:%SZ)" "$(streams "$port")"
+    elif [ "$(cat "$home/start.conf" 2>/dev/null)" = disabled ]; then
+        row "database $version" - - - "fenced, another host is the primary, standby.yml makes it a standby"
     else
         row "database $version" - - - "${state:-missing}, see /var/log/postgresql/postgresql-$version-spva.log"
     fi

@@ -1,6 +1,7 @@
-"""Give the account spva its password and its database; prints what was done, nothing if nothing was to be done.
+"""Give the account spva its password and its database, and the standbys theirs; prints what was done, nothing if nothing was to be done.
 
-The password comes on standard input. Only its SCRAM verifier goes to the server, so it is in no log of statements.
+``account.py PORT SLOT...``, with a slot for each standby. The passwords come on standard input, one a line: of the nodes, and of the standbys
+if there are any. Only their SCRAM verifiers go to the server, so they are in no log of statements.
 """
 
 from __future__ import annotations
@@ -37,20 +38,51 @@ def verifier(password: str, salt: bytes, rounds: int) -> str:
     return f"SCRAM-SHA-256${rounds}:{text[0]}${text[1]}:{text[2]}"
 
 
-def main() -> int:
-    """Do what is missing; gives the exit status."""
-    port, password = sys.argv[1], sys.stdin.read()
-    found = psql(port, "SELECT coalesce(rolpassword, '-') FROM pg_authid WHERE rolname = 'spva'")
+def give(port: str, account: str, rights: str, password: str) -> None:
+    """Make an account, or give it another password."""
+    said = psql(port, "SELECT rolname, coalesce(rolpassword, '-') FROM pg_authid WHERE rolname ~ '^spva'")
+    found = dict(line.split("|") for line in said.splitlines()).get(account, "")
     parts = VERIFIER.fullmatch(found)
     if parts is None or verifier(password, base64.b64decode(parts[2]), int(parts[1])) != found:
         verb = "ALTER" if found else "CREATE"
         wanted = verifier(password, os.urandom(16), ROUNDS)
-        psql(port, f"{verb} ROLE spva LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{wanted}'")
-        print(f"{verb} ROLE spva")
+        psql(
+            port,
+            f"{verb} ROLE {account} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {rights} PASSWORD '{wanted}'",
+        )
+        print(f"{verb} ROLE {account}")
+
+
+def give_slots(port: str, wanted: list[str]) -> None:
+    """Make a slot for each standby. One that kept too little is made anew, and one that nobody has is dropped."""
+    said = psql(
+        port,
+        "SELECT slot_name, wal_status = 'lost', active FROM pg_replication_slots WHERE slot_name ~ '^spva_'",
+    )
+    there = [line.split("|") for line in said.splitlines()]
+    useless = [name for name, lost, active in there if active == "f" and (lost == "t" or name not in wanted)]
+    for name in useless:
+        psql(port, f"SELECT pg_drop_replication_slot('{name}')")
+        print(f"DROP SLOT {name}")
+    kept = [name for name, *_ in there if name not in useless]
+    for name in wanted:
+        if name not in kept:
+            psql(port, f"SELECT pg_create_physical_replication_slot('{name}', true)")
+            print(f"CREATE SLOT {name}")
+
+
+def main() -> int:
+    """Do what is missing; gives the exit status."""
+    port, *slots = sys.argv[1:]
+    password, *more = sys.stdin.read().splitlines()
+    give(port, "spva", "NOREPLICATION", password)
     if not psql(port, "SELECT 1 FROM pg_database WHERE datname = 'spva'"):
         psql(port, "CREATE DATABASE spva OWNER spva TEMPLATE template0 ENCODING 'UTF8'")
         psql(port, "REVOKE ALL ON DATABASE spva FROM PUBLIC")
         print("CREATE DATABASE spva")
+    if more and more[0]:
+        give(port, "spva_replication", "REPLICATION", more[0])
+    give_slots(port, slots)
     return 0
 
 
