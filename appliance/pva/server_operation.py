@@ -557,15 +557,16 @@ class ServerOperation:
             )
         outbox = self.outbox
         size = len(body)
-        if size > outbox.one_piece:
+        if outbox.segment_size:
             self._send_reply(body, 0)
         else:
-            outbox.chunks.append(
-                REPLY[outbox.big].pack(
-                    c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
-                )
-                + body
+            head = REPLY[outbox.big].pack(
+                c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
             )
+            if size > COPY_LIMIT:
+                outbox.chunks += (head, body)
+            else:
+                outbox.chunks.append(head + body)
             outbox.size += 13 + size
         if self.pipeline:
             self.window -= 1

@@ -232,7 +232,10 @@ class EventHub:
                     time.sleep(self._collect_s)
 
     def _waiting(self) -> bool:
-        return any(ring.waiting() for ring, _ in list(self._rings.values()))
+        for ring, _ in list(self._rings.values()):  # noqa: SIM110 - a generator costs more than the few rings
+            if ring.waiting():
+                return True
+        return False
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -253,6 +256,9 @@ class EventHub:
             self._is_woken_meanwhile = True
         else:
             self._look_later()
+        if not self._waiting():
+            # They were taken with those of an earlier wake-up.
+            return
         self._drain()
         if not self._closed and self._waiting():
             # Records often change one after the other under one lock: reading the first has waited for the others.

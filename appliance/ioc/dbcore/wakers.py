@@ -8,7 +8,6 @@ the channels are in the ring. If the counter is full the call fails, and the des
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import os
 from collections.abc import Callable
@@ -47,8 +46,10 @@ class LoopWaker:
         loop.add_reader(self._fd, self._read)
 
     def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:
             os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return
         self._woken()
 
     def close(self) -> None:
