@@ -56,6 +56,10 @@ class Ring(Protocol):
         """Whether events wait to be taken."""
         ...
 
+    def first(self) -> int:
+        """Return the channel address of the event that is taken next; 0 if there is none, or if that cannot be seen."""
+        ...
+
     def close(self) -> None:
         """Free the memory."""
         ...
@@ -182,6 +186,13 @@ class PointerRing:
             return bool(push != pop or most >= self._size)
         return bool(_used(self._ring))
 
+    def first(self) -> int:
+        """Say whose event is next, see :class:`Ring`."""
+        if self._memory is None:
+            return 0
+        push, pop, _, _ = self._state()
+        return self._slots[pop] if push != pop else 0
+
     def close(self) -> None:
         """Free the ring; no subscription may use it any more."""
         if self._ring.value:
@@ -219,6 +230,10 @@ class CallbackRing:
     def waiting(self) -> bool:
         """Say whether there is something to take."""
         return bool(self._dirty)
+
+    def first(self) -> int:
+        """Say whose event is next, see :class:`Ring`."""
+        return next(iter(self._dirty), 0)
 
     def close(self) -> None:
         """Drop the waiting events."""
