@@ -259,15 +259,18 @@ class EventHub:
 
     def _woken(self) -> None:
         """Take events: one has woken the loop itself."""
+        assert self._waker is not None
         if self._looks_again:
             self._is_woken_meanwhile = True
         else:
             self._look_later()
-        if not self._waiting():
-            # They were taken with those of an earlier wake-up.
-            return
-        self._wait_for_record()
-        self._drain()
+        try:
+            self._wait_for_record()
+            if self._waiting():
+                self._drain()
+        finally:
+            # Not before: most events that come meanwhile are taken together, and need no turn of their own.
+            self._waker.clear()
         if not self._closed and self._waiting():
             self._drain()
 
