@@ -64,7 +64,8 @@ class ArrayFeed(Feed):
     def _post_read(self, came: ArrayReading, *, several: bool) -> None:
         """Tell all clients of a new array."""
         told = self._told
-        if told is None or self._has_new or came.raw == told.raw or came.raw[:3] != told.raw[:3]:
+        raw = came.raw
+        if told is None or self._has_new or raw == told.raw or raw[0] != told.raw[0]:
             self._note()
             self._told, self._body = came, None
             self.post(came.reading(), several=several)
@@ -95,7 +96,7 @@ class ArrayFeed(Feed):
             before = self._before
             start = ROOM_BEFORE - len(before)
             memory[start:ROOM_BEFORE] = before
-            _, _, _, seconds, nanoseconds, tag = came.raw
+            _, seconds, nanoseconds, tag = came.raw
             _TIME.pack_into(memory, end, seconds + EPICS_EPOCH_S, nanoseconds, user_tag(tag))
             lost = encode_bitset(overrun, _BIG)
             end += _TIME.size

@@ -19,6 +19,7 @@ from appliance.epoch import EPICS_EPOCH_S
 from appliance.ioc.behind import Watcher
 from appliance.ioc.dbcore.number_rows import Flags, NumberRows, Octets, Rows
 from appliance.ioc.dbcore.number_view import NumberView
+from appliance.pva.server_operation import stops_updates
 from appliance.server.channel import ChannelOwner
 from appliance.server.operation import PUMP_LIMIT, Pattern, Subscription
 
@@ -237,8 +238,7 @@ class _Lane:
             and owner.held is None
             and stream.writable
             and self._client.wire.outbox.size <= PUMP_LIMIT
-            and not stream.waits
-            and not self._client.wire.connection.events
+            and not any(map(stops_updates, stream.unhandled))
         )
 
     def rest(self, until: float) -> None:

@@ -7,7 +7,14 @@ from typing import Any, Final, Protocol, TypeVar
 
 from appliance.errors import DecodeError, LocalProtocolError, RemoteProtocolError
 from appliance.pva import commands as c
-from appliance.pva.events import Execute, MonitorWindow, OperationCancelled, OperationRequested, ServerEvent
+from appliance.pva.events import (
+    Execute,
+    MonitorWindow,
+    OperationCancelled,
+    OperationClosed,
+    OperationRequested,
+    ServerEvent,
+)
 from appliance.pva.limits import Limits
 from appliance.pva.octets import Octets, RawArgument, cut
 from appliance.pva.outbox import COPY_LIMIT, Outbox
@@ -33,7 +40,7 @@ from appliance.pvdata.pvrequest import request_options, truth
 from appliance.pvdata.types import StructType, TypeDesc
 from appliance.pvdata.value import Value
 
-__all__ = ["OperationOwner", "PreparedAnswer", "ServerOperation", "init_answer"]
+__all__ = ["OperationOwner", "PreparedAnswer", "ServerOperation", "init_answer", "stops_updates"]
 
 _DEFAULT_QUEUE: Final = 4
 
@@ -110,6 +117,14 @@ class OperationChannel(Protocol):
     @property
     def connection(self) -> OperationOwner:
         """The connection of both."""
+
+
+def stops_updates(event: ServerEvent) -> bool:
+    """Whether a subscription gets no more updates, which its handler learns from this event."""
+    if isinstance(event, MonitorWindow | OperationClosed | OperationCancelled):
+        operation = event.operation
+        return operation.command == c.CMD_MONITOR and operation.state is not EXECUTING
+    return False
 
 
 class ServerOperation:
@@ -557,15 +572,16 @@ class ServerOperation:
             )
         outbox = self.outbox
         size = len(body)
-        if size > outbox.one_piece:
+        if outbox.segment_size:
             self._send_reply(body, 0)
         else:
-            outbox.chunks.append(
-                REPLY[outbox.big].pack(
-                    c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
-                )
-                + body
+            head = REPLY[outbox.big].pack(
+                c.MAGIC, c.VERSION, outbox.flags, c.CMD_MONITOR, 5 + size, self.ioid, 0
             )
+            if size > COPY_LIMIT:
+                outbox.chunks += (head, body)
+            else:
+                outbox.chunks.append(head + body)
             outbox.size += 13 + size
         if self.pipeline:
             self.window -= 1

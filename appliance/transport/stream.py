@@ -14,6 +14,8 @@ import logging
 import socket
 import sys
 import termios
+from collections.abc import Iterable
+from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
@@ -676,6 +678,11 @@ class StreamLink(asyncio.Protocol):
     def reason(self) -> ApplianceError | None:
         """Why the link ended or is about to; None while there is none, and after an orderly end."""
         return self._reason
+
+    @property
+    def unhandled(self) -> Iterable[Any]:
+        """Events of what the peer sent that the owner has not got yet."""
+        return chain(self._backlog, self.connection.events)
 
     @property
     def waiting(self) -> int:

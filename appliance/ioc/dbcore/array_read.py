@@ -42,15 +42,16 @@ _LOCKS: Final = 64
 _get: Final = _c.dbChannelGetHeld
 _octet: Final = ctypes.c_char.from_buffer
 _address: Final = ctypes.addressof
-# As META_STRUCT, without the two numbers about acknowledged alarms.
-_unpack: Final = struct.Struct("=HH4x40sIiQ").unpack_from
+# As META_STRUCT, with all of the alarm as one block.
+_unpack: Final = struct.Struct("=48sIiQ").unpack_from
+_unpack_alarm: Final = struct.Struct("=HH4x40s").unpack
 
 
 class ArrayReading:
     """An array that was read.
 
     Attributes:
-        raw: status, severity, 40 octets of the alarm's message, seconds since 1990, nanoseconds, tag.
+        raw: the alarm as EPICS wrote it, seconds since 1990, nanoseconds, tag.
         memory: the array from ``ROOM_BEFORE`` to ``end``, and ``ROOM_BEHIND`` octets behind it. Who has the reading may write
             into both rooms.
         end: where the array ends.
@@ -81,7 +82,8 @@ class ArrayReading:
 
     def reading(self) -> Reading:
         """Return it as a reading like that of :meth:`DBChannel.get`."""
-        status, severity, message, seconds, nanoseconds, tag = self.raw
+        alarm, seconds, nanoseconds, tag = self.raw
+        status, severity, message = _unpack_alarm(alarm)
         return Reading(
             self.value, status, severity, _c.c_text(message), seconds + EPICS_EPOCH_S, nanoseconds, tag
         )

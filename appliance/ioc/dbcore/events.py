@@ -129,6 +129,8 @@ class EventHub:
         self.is_direct = ring_works() and not plain_callbacks
         self._rings: dict[int, tuple[Ring, dict[int, Hashable]]] = {}
         self._subscriptions: set[EventSubscription] = set()
+        self._at_once: dict[int, int] = {}
+        """The records of the channels whose events wake the loop themselves."""
         self._lock = threading.Lock()
         self._scheduled = False
         self._last_batch = 0
@@ -182,11 +184,15 @@ class EventHub:
         trigger = None
         if event and self.is_direct:
             # Added after the ring, so that it is also queued after it.
-            wake = self._waker if at_once and self._waker is not None else self._trigger
+            wake: Wake | LoopWaker = self._trigger
+            if at_once and self._waker is not None:
+                wake = self._waker
+                self._at_once[channel.address] = channel.record_address
             trigger = _c.db_add_event(self._context, channel.address, wake.function, wake.argument, mask)
         if not event or (self.is_direct and not trigger):
             with self._lock:
                 del keys[channel.address]
+            self._at_once.pop(channel.address, None)
             if event:
                 _c.db_cancel_event(event)
             raise ApplianceError(f"EPICS cannot subscribe to {channel.name} with mask {mask}")
@@ -213,6 +219,7 @@ class EventHub:
             if subscription.mask in self._rings:
                 _, keys = self._rings[subscription.mask]
                 keys.pop(subscription.channel.address, None)
+            self._at_once.pop(subscription.channel.address, None)
 
     # -- the waiting thread ------------------------------------------------------------------------------------
 
@@ -232,7 +239,10 @@ class EventHub:
                     time.sleep(self._collect_s)
 
     def _waiting(self) -> bool:
-        return any(ring.waiting() for ring, _ in list(self._rings.values()))
+        for ring, _ in list(self._rings.values()):  # noqa: SIM110 - a generator costs more than the few rings
+            if ring.waiting():
+                return True
+        return False
 
     def _schedule(self) -> None:
         self._scheduled = True
@@ -249,14 +259,33 @@ class EventHub:
 
     def _woken(self) -> None:
         """Take events: one has woken the loop itself."""
+        assert self._waker is not None
         if self._looks_again:
             self._is_woken_meanwhile = True
         else:
             self._look_later()
-        self._drain()
+        try:
+            self._wait_for_record()
+            if self._waiting():
+                self._drain()
+        finally:
+            # Not before: most events that come meanwhile are taken together, and need no turn of their own.
+            self._waker.clear()
         if not self._closed and self._waiting():
-            # Records often change one after the other under one lock: reading the first has waited for the others.
             self._drain()
+
+    def _wait_for_record(self) -> None:
+        """Wait until the record of the first event is done.
+
+        Records often change one after the other under one lock. Reading the first one alone would wait for that lock as well,
+        and the others would take another turn.
+        """
+        for ring, _ in list(self._rings.values()):
+            record = self._at_once.get(ring.first())
+            if record is not None:
+                _c.dbScanLock(record)
+                _c.dbScanUnlock(record)
+                return
 
     def _look_later(self) -> None:
         """Look once more soon: a wake-up may come before its event is in the ring."""

@@ -35,27 +35,28 @@ class LoopWaker:
 
     Args:
         loop: the event loop.
-        woken: called on it, after any number of events.
+        woken: called on it, after any number of events, until it has called :meth:`clear`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, woken: Callable[[], None]) -> None:
         self._loop = loop
-        self._woken = woken
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.function = ctypes.cast(_write, c_void_p)
         self.argument = c_void_p(self._fd)
-        loop.add_reader(self._fd, self._read)
+        loop.add_reader(self._fd, woken)
 
-    def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._fd)
-        self._woken()
+    def clear(self) -> None:
+        """Forget the events so far. Look for new ones after this call, not before: then none is missed."""
+        if self._fd >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._fd)
 
     def close(self) -> None:
         """Close the descriptor; no subscription may use it any more."""
         if not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
         os.close(self._fd)
+        self._fd = -1
 
 
 @cache

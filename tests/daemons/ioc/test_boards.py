@@ -94,10 +94,11 @@ def test_a_connection_that_was_busy_gets_no_rows_for_a_while(tmp_path: Path) -> 
             (feed,) = await on_a_board(ioc, client)
             assert feed._board is not None
             (watcher,) = feed.watchers.values()
-            link.waits = True
-            await ioc.put({"one": 1000.0})
+            link.writable = False
+            ioc.channels["one"].put(77.0)
+            ioc.stream.deliver([feed])
             assert feed._board is None
-            link.waits = False
+            link.resume_writing()
             await on_a_board(ioc, client)
             assert feed._board is None, "each change of place costs more than an update"
             watcher.backlog.rests_until = 0.0
@@ -192,6 +193,51 @@ def test_nothing_is_sent_to_a_subscription_that_was_ended_before_its_feed_knows(
             ioc.stream.deliver([feed])
             assert link.connection.events
             assert len(link.connection.outbox.chunks) == before
+
+    run(test)
+
+
+@isolated
+def test_requests_that_wait_leave_records_on_their_board_unless_they_stop_updates(tmp_path: Path) -> None:
+    async def test() -> None:
+        from appliance.ioc import number_feed
+        from appliance.pva import commands as c
+        from appliance.pva.events import MonitorWindow, OperationClosed, OperationRequested
+        from appliance.pva.server_operation import stops_updates
+        from appliance.pva.states import EXECUTING, IDLE
+
+        number_feed._MANY = 1  # type: ignore[misc]
+        async with served(RECORDS, ["one"]) as ioc:
+            client, link = await watching(ioc, ["field()"])
+            (feed,) = await on_a_board(ioc, client)
+            assert feed._board is not None
+            (watcher,) = feed.watchers.values()
+            wire = watcher.subscription.wire
+            # What a client that subscribes to more asks for, which others of this connection are still worked on.
+            link.waits = True
+            link._backlog = [OperationRequested(wire), MonitorWindow(wire)]
+            before = len(link.connection.outbox.chunks)
+            ioc.channels["one"].put(77.0)
+            ioc.stream.deliver([feed])
+            assert feed._board is not None
+            assert len(link.connection.outbox.chunks) == before + 1
+            # The client stops this one, and its handler has not heard of it.
+            wire._receive_monitor(c.SUB_PROCESS, b"", 0, 0, big=False)
+            assert wire.state is IDLE
+            link._backlog += link.connection.pending_events()
+            before = len(link.connection.outbox.chunks)
+            ioc.channels["one"].put(78.0)
+            ioc.stream.deliver([feed])
+            assert feed._board is None
+            assert len(link.connection.outbox.chunks) == before
+            wire.state = EXECUTING
+            assert not any(map(stops_updates, link.unhandled))
+            link._backlog = []
+            link.waits = False
+            await got(client, 78.0)
+            wire.connection.drop_operation(wire)
+            assert [type(event) for event in link.unhandled] == [OperationClosed]
+            assert all(map(stops_updates, link.unhandled))
 
     run(test)
 

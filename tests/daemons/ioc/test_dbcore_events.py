@@ -183,6 +183,89 @@ def test_events_come_on_the_loops_thread_and_the_value_is_there(tmp_path: Path) 
     dbcore.shutdown()
 
 
+@isolated
+def test_records_that_change_under_one_lock_are_taken_in_one_turn(tmp_path: Path) -> None:
+    from appliance.ioc import dbcore
+
+    count = 10
+    _start("".join(f'record(ao, "a:{n}") {{ field(FLNK, "a:{n + 1}") }}\n' for n in range(count - 1)) + 'record(ao, "a:9") {}')
+    channels = [dbcore.DBChannel(f"a:{n}") for n in range(count)]
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        batches: list[list[Hashable]] = []
+        woken = asyncio.Event()
+
+        def deliver(keys: list[Hashable]) -> None:
+            batches.append(keys)
+            woken.set()
+
+        hub = dbcore.EventHub(deliver, loop=loop)
+        for channel in channels:
+            hub.subscribe(channel, dbcore.DBE_VALUE, channel.name, at_once=True)
+        assert hub._waker is not None
+        ((ring, _),) = hub._rings.values()
+
+        def pushed() -> int:
+            """Events that EPICS has put into the ring so far: the first one of a chain has woken the loop by then."""
+            return int(ring._state()[0])
+
+        def process(number: int) -> None:
+            """Change all under their lock, and keep it until EPICS has told of the last one."""
+            before = pushed()
+            with channels[0].locked():
+                for channel in channels:
+                    channel.put(number)
+                while pushed() < before + count:
+                    threading.Event().wait(0.001)
+
+        for number in range(1, 4):
+            woken.clear()
+            await asyncio.wait_for(asyncio.to_thread(process, number), 30)
+            await asyncio.wait_for(woken.wait(), 30)
+        assert [sorted(map(str, batch)) for batch in batches] == [[channel.name for channel in channels]] * 3
+        assert hub.events == 3 * count
+        hub.close()
+
+    asyncio.run(test())
+    for channel in channels:
+        channel.close()
+    dbcore.shutdown()
+
+
+@isolated
+def test_a_wake_up_whose_events_were_taken_already_takes_nothing(tmp_path: Path) -> None:
+    from appliance.ioc import dbcore
+
+    _start()
+    channel = dbcore.DBChannel("wave")
+
+    async def test() -> None:
+        batches: list[list[Hashable]] = []
+        hub = dbcore.EventHub(batches.append, loop=asyncio.get_running_loop())
+        hub.subscribe(channel, dbcore.DBE_VALUE, "wave", at_once=True)
+        ((ring, _),) = hub._rings.values()
+        channel.put([1.0])
+        async with asyncio.timeout(30):
+            while not batches:
+                await asyncio.sleep(0.01)
+        before = hub.wakeups
+        hub._woken()
+        assert ring.first() == 0
+        assert hub.wakeups == before
+        assert batches == [["wave"]]
+        # It ends with its hub, whose descriptor may be another file's by the next turn.
+        waker = hub._waker
+        assert waker is not None
+        channel.put([2.0])
+        hub.close()
+        waker.clear()
+
+    asyncio.run(test())
+    channel.close()
+    dbcore.shutdown()
+
+
 def _stalled(plain: bool) -> None:
     """While the reader stands still every channel changes many times; then each shows its latest value."""
     from appliance.ioc import dbcore
