@@ -6,7 +6,7 @@ import codecs
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from appliance.ioc.dbcore.streams import line_stream, prints_to
@@ -34,14 +34,14 @@ def printed_through(write: Callable[[str], None]) -> Iterator[None]:
             write(decoder.decode(b"", final=True))
 
     thread = threading.Thread(target=pass_on, name="shell output", daemon=True)
-    try:
-        with line_stream(writing) as stream:
+    with ExitStack() as ending:
+        ending.callback(os.close, reading)
+        try:
+            thread.start()
+            ending.callback(thread.join)
+            stream = ending.enter_context(line_stream(writing))
+        finally:
             # Now only the stream can write, and the thread sees its end.
             os.close(writing)
-            thread.start()
-            with prints_to(output=stream):
-                yield
-    finally:
-        if thread.ident is not None:
-            thread.join()
-        os.close(reading)
+        with prints_to(output=stream):
+            yield

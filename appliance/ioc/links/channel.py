@@ -107,7 +107,10 @@ class _Completion:
 
     def work(self) -> bool:
         place, why = self._links.pop(0)
-        complete_put(place, why)
+        try:
+            complete_put(place, why)
+        except Exception:  # noqa: BLE001 - the records of the others wait, too
+            _log.exception("PVA link %s: its put could not be completed", place.name)
         return bool(self._links)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from appliance.client import Context
+from appliance.ioc.dbcore.link_support import OUT_LINK, LinkPlace
+from appliance.ioc.links import channel as channel_module
 from appliance.ioc.links import remote
 from appliance.ioc.links.channel import ChannelKey, LinkChannel
 from appliance.ioc.links.latest import Latest
@@ -41,6 +43,26 @@ async def test_the_worker_ends_after_all_pieces_of_what_it_has_to_do() -> None:
         worker.push(work)
     await worker.close()
     assert [work.left for work in works] == [0, 0, 0]
+
+
+async def test_a_defect_in_one_completion_leaves_no_other_record_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    completed: list[str] = []
+
+    def complete(place: LinkPlace, _why: str) -> None:
+        if place.name == "rec1.OUT":
+            raise ZeroDivisionError
+        completed.append(place.name)
+
+    monkeypatch.setattr(channel_module, "complete_put", complete)
+    worker = Worker()
+    worker.start()
+    places = [LinkPlace(number, number, f"rec{number}", "OUT", OUT_LINK) for number in range(4)]
+    worker.push(channel_module._Completion((place, "") for place in places))
+    await worker.close()
+    assert completed == ["rec0.OUT", "rec2.OUT", "rec3.OUT"]
+    assert "ZeroDivisionError" in caplog.text
 
 
 class Owner:
