@@ -87,8 +87,12 @@ def test_parts_of_the_package_that_the_service_needs_are_asked_for(tmp_path):
             {"db": {"spva_database_tls_key": "PEM"}},
             ["postgresql+psycopg://spva@db:5432/spva", "p" * 12, False],
         ),
+        (
+            {"db1": {}, "db2": {"ansible_host": "192.0.2.9", "spva_database_port": 5433}},
+            ["postgresql+psycopg://spva@/spva?host=db1:5432&host=192.0.2.9:5433", "p" * 12, True],
+        ),
     ],
-    ids=["none", "by name", "by address", "with the site's certificate"],
+    ids=["none", "by name", "by address", "with the site's certificate", "with a standby"],
 )
 def test_the_database_is_that_of_the_group(tmp_path, database, expected):
     """Its URL, its password, and whether the certificate that the role spva_database makes proves who it is."""
@@ -202,3 +206,16 @@ def test_the_trust_anchor_is_asked_of_each_node_until_one_has_it(tmp_path):
     assert status != 0
     assert "no host of the certificate service has given its trust anchor: absent, Task failed: " in said
     assert "Connection refused; blank, there is no certificate service on this host" in said
+
+
+@pytest.mark.parametrize("databases", [[], ["db1", "db2"]], ids=["a file", "two hosts"])
+def test_a_restore_begins_where_no_host_has_a_database(tmp_path, databases):
+    hosts = {"spva_cms": {"hosts": {"localhost": {}}}}
+    if databases:
+        hosts["spva_database"] = {"hosts": {name: {"ansible_connection": "local"} for name in databases}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": hosts}}))
+    (tmp_path / "cms.tar").touch()
+    role = {"name": "spva_cms", "tasks_from": "restorable"}
+    play = {"name": "Role", "tasks": [{"name": "Look", "ansible.builtin.include_role": role}]}
+    done = run_play(tmp_path, play, {**PASSWORD, "backup": str(tmp_path / "cms.tar")}, tmp_path / "hosts.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
