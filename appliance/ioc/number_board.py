@@ -3,7 +3,7 @@
 A feed that has a simple life - its clients take what comes, and want all of it - is on a board: what its clients were told is a
 row of a table. The events of hundreds of rows are read together, compared together, and each connection gets one piece of
 octets with a message for each of its rows. Whatever is not simple takes the feed off the board: another alarm, other
-properties, a client that comes or leaves, a connection that does not take more at once or has something else to do first. Then
+properties, a client that comes or leaves, a connection that does not take more at once or has a request that stops updates. Then
 the feed is handled alone, as if there were no board, and comes back later. So nothing ever waits here.
 """
 

@@ -135,7 +135,9 @@ class PointerRing:
             self._memory = memory = _RingMemory.from_address(self._ring.value)
             block = (ctypes.c_char * (8 * memory.slots)).from_address(memory.buffer)
             self._slots = memoryview(block).cast("B").cast("Q")
-            self._state = partial(_STATE, (ctypes.c_char * ctypes.sizeof(memory)).from_address(self._ring.value))
+            self._state = partial(
+                _STATE, (ctypes.c_char * ctypes.sizeof(memory)).from_address(self._ring.value)
+            )
 
     def take(self, limit: int) -> tuple[list[int], bool]:
         """Take the waiting events, see :class:`Ring`.

@@ -188,7 +188,10 @@ def test_records_that_change_under_one_lock_are_taken_in_one_turn(tmp_path: Path
     from appliance.ioc import dbcore
 
     count = 10
-    _start("".join(f'record(ao, "a:{n}") {{ field(FLNK, "a:{n + 1}") }}\n' for n in range(count - 1)) + 'record(ao, "a:9") {}')
+    _start(
+        "".join(f'record(ao, "a:{n}") {{ field(FLNK, "a:{n + 1}") }}\n' for n in range(count - 1))
+        + 'record(ao, "a:9") {}'
+    )
     channels = [dbcore.DBChannel(f"a:{n}") for n in range(count)]
 
     async def test() -> None:
