@@ -136,10 +136,10 @@ async def use_server(ctx: Context, me: int, round_number: int, server: int) -> N
     assert len(set(texts)) == 1
 
 
+@pytest.mark.usefixtures("turns_and_small_tables")
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_clients_and_servers_on_several_loops_share_types_at_once(
     make_loop: Callable[[], asyncio.AbstractEventLoop],
-    turns_and_small_tables: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ports: queue.Queue[int] = queue.Queue()
