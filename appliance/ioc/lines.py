@@ -34,6 +34,7 @@ _MISSING: Final = (
     (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
     (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
+    (("softIoc",), "it starts an IOC, so this is a script of the host's shell: give softIocPVX itself the options and files that follow"),
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip
 """Beginnings of command names, each with the reason why this IOC lacks the command."""
@@ -47,7 +48,10 @@ def words_of(line: str) -> list[str]:
 def explained(name: str) -> str:
     """Return why there is no such command."""
     if name.endswith(REGISTRAR):
-        return f"{name}: it registers C code, which is not part of this IOC; {_PAGE}"
+        return (
+            f"{name}: it registers C code that is not part of this IOC: remove this line, and the dbLoadDatabase of its definitions, "
+            f"if no record needs that code; {_PAGE}"
+        )
     for beginnings, why in _MISSING:
         if name.startswith(beginnings):
             return f"{name}: {why}; {_PAGE}"

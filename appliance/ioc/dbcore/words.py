@@ -50,6 +50,7 @@ _MODULES: Final = (
 """Beginnings of device types in lower case, without blanks, and the modules that bring them."""
 _TYPES: Final = {
     "motor": "motor",
+    "alive": "alive",
     "busy": "busy",
     "asyn": "asyn",
     "scaler": "scaler",
