@@ -38,6 +38,27 @@ _MISSING: Final = (
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip
 """Beginnings of command names, each with the reason why this IOC lacks the command."""
+_VXWORKS: Final = frozenset(
+    [
+        "ld",
+        "putenv",
+        "taskSpawn",
+        "taskDelay",
+        "nfsMount",
+        "nfsAuthUnixSet",
+        "hostAdd",
+        "routeAdd",
+        "shellPromptSet",
+        "taskwdShow",
+        "sysAtReboot",
+        "memShow",
+        "tyBackspaceSet",
+        "logMsg",
+        "ioccrf",
+        "save_restoreSet_NFSHost",
+    ]
+)
+"""Commands of start scripts for VxWorks."""
 
 
 def words_of(line: str) -> list[str]:
@@ -52,6 +73,8 @@ def explained(name: str) -> str:
             f"{name}: it registers C code that is not part of this IOC: remove this line, and the dbLoadDatabase of its definitions, "
             f"if no record needs that code; {_PAGE}"
         )
+    if name in _VXWORKS or re.fullmatch(r"\w+=.*", name):
+        return f"{name}: this belongs to the shell of VxWorks: remove the line; epicsEnvSet sets variables of the environment; {_PAGE}"
     for beginnings, why in _MISSING:
         if name.startswith(beginnings):
             return f"{name}: {why}; {_PAGE}"
@@ -76,6 +99,8 @@ def undefined_macros(line: str) -> str:
 
 def _reason(line: str, words: list[str], said: str) -> str:
     """Return a better reason for a failure than what EPICS has said; empty if there is none."""
+    if words and words[0] in _VXWORKS:
+        return explained(words[0])
     if (missing := _NOT_FOUND.search(said)) is not None:
         return explained(missing[1])
     if (variable := _NO_VARIABLE.search(said)) is not None:
@@ -90,7 +115,9 @@ def _reason(line: str, words: list[str], said: str) -> str:
             "" if "/" in file else f"; without a '/' only the system's folders are searched: write ./{file}"
         )
         return f"dlload: {file} cannot be loaded; the line above says why{hint}"
-    if words[:1] in (["cd"], ["chdir"]) and file:
+    if words[:1] in (["cd"], ["chdir"]) and not file:
+        return f"{words[0]}: it names no folder; remove the line, or name one"
+    if words[:1] in (["cd"], ["chdir"]):
         where = "" if file.startswith("/") else f" in {Path.cwd()}"
         return f"{words[0]}: there is no folder {file!r}{where}, or no permission to enter it"
     return ""

@@ -317,6 +317,10 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
             "softIoc -s -d db/good.db",
             "it starts an IOC, so this is a script of the host's shell: give softIocPVX itself the options",
         ),
+        ("dbl < no-such-file", "Can't open 'no-such-file': No such file or directory; the line was not run"),
+        ('cd ""', "cd: it names no folder; remove the line, or name one"),
+        ("sysCplusEnable=1", "this belongs to the shell of VxWorks: remove the line"),
+        ("ld < as.munch", "this belongs to the shell of VxWorks: remove the line"),
         ("startPVAServer", "startPVAServer: PVAccess is served with iocInit"),
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
@@ -715,3 +719,11 @@ async def test_the_definitions_of_epics_own_iocs_are_there_already(files: Path) 
     assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files)
     async with running_ioc("st.cmd", cwd=files) as ioc:
         assert "dbLoadDatabase: softIoc.dbd: what it defines is loaded already" in ioc.log
+
+
+async def test_a_line_whose_output_cannot_be_redirected_ends_a_start(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\ndbl > no-such-folder/names\n')
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert (
+        "st.cmd:3: Can't open 'no-such-folder/names': No such file or directory; the line was not run" in log
+    )
