@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from appliance.ioc.dbcore.streams import visible as plain
+
 __all__ = ["Completes", "plain", "prepare_editing"]
 
 _LINES: Final = 1000
-
-
-def plain(text: str) -> str:
-    """Return a text with an escape, as Python writes it, for what is neither printable nor a tab or the end of a line.
-
-    Names and values come from clients: what they hold must not command the terminal of whoever reads them.
-    """
-    if text.replace("\n", "").replace("\t", "").isprintable():
-        return text
-    return "".join(
-        each if each in "\n\t" or each.isprintable() else each.encode("unicode_escape").decode()
-        for each in text.replace("\r\n", "\n")
-    )
 
 
 class Completes(Protocol):

@@ -31,12 +31,34 @@ _MISSING: Final = (
     (("seq", "seqShow", "seqChanShow", "seqStop", "seqcar", "seqQueueShow"), "this IOC has no sequencer: run a client beside it"),
     (("drvAsyn", "asyn", "Stream", "streamSet", "vxi11", "Modbus", "modbus", "drvModbus", "motor", "asynMotor"), "this IOC has no asyn and no drivers in C"),
     (("NDStd", "ND", "ADCore", "simDetector"), "this IOC has no areaDetector"),
-    (("autosaveBuild", "asVerify", "configMenu", "fdblist"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
+    (("autosaveBuild", "asVerify", "configMenu", "fdblist", "eraseFile", "appendToFile"), "this part of autosave is not here; makeAutosaveFiles makes request files"),
     (("devIocStats", "iocAdmin"), "dbLoadRecords of iocStats.db, which comes with this IOC, or 'stats' of the configuration"),
     (("pvasr", "startPVAServer", "stopPVAServer", "pvxs_target_info"), "PVAccess is served with iocInit; 'pvxsr' and 'pvxgl' show what is served"),
+    (("softIoc",), "it starts an IOC, so this is a script of the host's shell: give softIocPVX itself the options and files that follow"),
     (("scriptAlarm", "luash", "luaSpawn", "py", "pydev", "ipython"), "this IOC runs no other language's scripts"),
 )  # fmt: skip
 """Beginnings of command names, each with the reason why this IOC lacks the command."""
+_VXWORKS: Final = frozenset(
+    [
+        "ld",
+        "putenv",
+        "taskSpawn",
+        "taskDelay",
+        "nfsMount",
+        "nfsAuthUnixSet",
+        "hostAdd",
+        "routeAdd",
+        "shellPromptSet",
+        "taskwdShow",
+        "sysAtReboot",
+        "memShow",
+        "tyBackspaceSet",
+        "logMsg",
+        "ioccrf",
+        "save_restoreSet_NFSHost",
+    ]
+)
+"""Commands of start scripts for VxWorks."""
 
 
 def words_of(line: str) -> list[str]:
@@ -47,7 +69,12 @@ def words_of(line: str) -> list[str]:
 def explained(name: str) -> str:
     """Return why there is no such command."""
     if name.endswith(REGISTRAR):
-        return f"{name}: it registers C code, which is not part of this IOC; {_PAGE}"
+        return (
+            f"{name}: it registers C code that is not part of this IOC: remove this line, and the dbLoadDatabase of its definitions, "
+            f"if no record needs that code; {_PAGE}"
+        )
+    if name in _VXWORKS or re.fullmatch(r"\w+=.*", name):
+        return f"{name}: this belongs to the shell of VxWorks: remove the line; epicsEnvSet sets variables of the environment; {_PAGE}"
     for beginnings, why in _MISSING:
         if name.startswith(beginnings):
             return f"{name}: {why}; {_PAGE}"
@@ -72,6 +99,8 @@ def undefined_macros(line: str) -> str:
 
 def _reason(line: str, words: list[str], said: str) -> str:
     """Return a better reason for a failure than what EPICS has said; empty if there is none."""
+    if words and words[0] in _VXWORKS:
+        return explained(words[0])
     if (missing := _NOT_FOUND.search(said)) is not None:
         return explained(missing[1])
     if (variable := _NO_VARIABLE.search(said)) is not None:
@@ -86,7 +115,9 @@ def _reason(line: str, words: list[str], said: str) -> str:
             "" if "/" in file else f"; without a '/' only the system's folders are searched: write ./{file}"
         )
         return f"dlload: {file} cannot be loaded; the line above says why{hint}"
-    if words[:1] in (["cd"], ["chdir"]) and file:
+    if words[:1] in (["cd"], ["chdir"]) and not file:
+        return f"{words[0]}: it names no folder; remove the line, or name one"
+    if words[:1] in (["cd"], ["chdir"]):
         where = "" if file.startswith("/") else f" in {Path.cwd()}"
         return f"{words[0]}: there is no folder {file!r}{where}, or no permission to enter it"
     return ""

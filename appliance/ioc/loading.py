@@ -23,6 +23,10 @@ from appliance.ioc.stats import SHIPPED
 
 __all__ = ["Loading"]
 
+_OWN_DEFINITIONS: Final = frozenset(
+    ("base.dbd", "softIoc.dbd", "softIocPVA.dbd", "softIocPVX.dbd", "qsrv.dbd", "pvxsIoc.dbd")
+)
+"""The definitions of the IOCs whose place this one takes."""
 _BEFORE: Final = "before iocInit; EPICS accepts no records afterwards"
 
 
@@ -194,8 +198,13 @@ class Loading:
             raise ApplianceError('usage: dbLoadDatabase("file.dbd")')
         search = path or dbcore.environment_value("EPICS_DB_INCLUDE_PATH") or "."
         name = dbcore.expand_environment(file)
-        if not any(Path(folder, name).is_file() for folder in search.split(":")):
-            where = "" if name.startswith("/") else f" in {search}"
+        # As EPICS: a name with a slash is not searched. Many scripts give 0 as the path.
+        folders = [""] if "/" in name else search.split(":")
+        if not any(Path(folder, name).is_file() for folder in folders):
+            if Path(name).name in _OWN_DEFINITIONS:
+                dbcore.shell_print(f"dbLoadDatabase: {name}: what it defines is loaded already")
+                return
+            where = "" if "/" in name else f" in {search}"
             raise ApplianceError(
                 f"dbLoadDatabase: there is no definition file {name!r}{where}; remove the line if it names the definition of "
                 "another IOC: the record types of EPICS Base are loaded already, and C code comes with 'libraries'"

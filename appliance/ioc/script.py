@@ -20,6 +20,10 @@ from appliance.ioc.macros import expand_known, parse_macros
 
 __all__ = ["ScriptRunner", "placed"]
 
+_ENV_PATHS: Final = (
+    "; the build of an EPICS application makes it: copy it from where the IOC was built, or write lines such as "
+    'epicsEnvSet("TOP", "/path/of/the/IOC") in its place'
+)
 _LIMIT: Final = 4 << 20
 _DEPTH: Final = 16
 _INCLUDED: Final = re.compile(r"\s*<\s*([^<>\s]+)\s*$")
@@ -132,8 +136,9 @@ class ScriptRunner:
             with Path(path).open("rb") as file:
                 data = file.read(_LIMIT + 1)
         except OSError as error:
+            hint = _ENV_PATHS if Path(path).name == "envPaths" else ""
             raise ConfigurationError(
-                f"cannot read the script: {error.strerror or error}", file=path
+                f"cannot read the script: {error.strerror or error}{hint}", file=path
             ) from None
         if len(data) > _LIMIT:
             raise ConfigurationError(f"is larger than {_LIMIT} octets, which no script is", file=path)

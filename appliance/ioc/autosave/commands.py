@@ -19,8 +19,6 @@ __all__ = ["Autosave"]
 
 _WITHOUT_EFFECT: Final = {
     "save_restoreSet_Debug": "there are no levels: failures are logged always",
-    "save_restoreSet_DatedBackupFiles": "there are no dated backups: .savB and .sav0, .sav1 ... are kept",
-    "save_restoreSet_periodicDatedBackups": "there are no dated backups: .savB and .sav0, .sav1 ... are kept",
     "save_restoreSet_status_prefix": "there are no status PVs: save_restoreShow tells the state",
     "save_restoreSet_UseStatusPVs": "there are no status PVs: save_restoreShow tells the state",
     "save_restoreSet_CAReconnect": "values are read from this IOC's records, without Channel Access",
@@ -144,6 +142,24 @@ class Autosave:
             self._set_copy_period,
             "Set the seconds between two of these copies.\n",
         )
+        add(
+            "save_restoreSet_DatedBackupFiles",
+            [("dated", int)],
+            self._set_dated,
+            "1: keep what a start finds with its date; 0, the default: as .bu until the next start.\n",
+        )
+        add(
+            "save_restoreSet_periodicDatedBackups",
+            [("minutes", int)],
+            self._set_dated_period,
+            "Write a copy with its date of each set once in this many minutes; 0: none.\n",
+        )
+        add(
+            "set_savefile_name",
+            [("file", str), ("savefile", str)],
+            self._rename,
+            "Save the set of this request file in another file.\n",
+        )
         for name, why in _WITHOUT_EFFECT.items():
             add(
                 name,
@@ -231,6 +247,17 @@ class Autosave:
 
     def _set_copy_period(self, seconds: int) -> None:
         self._saver.copy_s = float(max(seconds, 10))
+
+    def _set_dated(self, is_dated: int) -> None:
+        self._restorer.keeps_all = bool(is_dated)
+
+    def _set_dated_period(self, minutes: int) -> None:
+        self._saver.dated_s = 60.0 * max(minutes, 0)
+
+    def _rename(self, file: str | None, name: str | None) -> None:
+        request, name = _given(file, "a request file"), _given(name, "a save file")
+        if not self._is_trial:
+            self._saver.rename(request, name)
 
     def _make_requests(self) -> None:
         self._make_request("info_settings.req", "autosaveFields")

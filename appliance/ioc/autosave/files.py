@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Final
 
 from appliance.errors import ConfigurationError
 
-__all__ = ["Folders", "read_text", "write_text"]
+__all__ = ["Folders", "dated", "read_text", "write_text"]
 
 _LIMIT: Final = 64 << 20
 
@@ -79,3 +80,8 @@ def write_text(path: Path, text: str, mode: int) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigurationError(f"cannot be written: {error.strerror or error}", file=str(path)) from None
+
+
+def dated(path: Path, mark: str) -> Path:
+    """Return the name of a copy of a file made now, as autosave has it: ``all.sav_240131-235959``; in the host's time."""
+    return path.with_name(f"{path.name}{mark}{time.strftime('%y%m%d-%H%M%S')}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc import dbcore
-from appliance.ioc.autosave.files import Folders, read_text, write_text
+from appliance.ioc.autosave.files import Folders, dated, read_text, write_text
 from appliance.ioc.autosave.savefile import parse_saved
 from appliance.ioc.macros import parse_macros
 
@@ -17,6 +18,7 @@ __all__ = ["Restorer"]
 
 _log: Final = logging.getLogger("appliance.ioc.autosave")
 _KEPT: Final = ".bu"
+_DATED: Final = re.compile(r"_\d{6}-\d{6}")
 _MODE: Final = 0o664
 
 
@@ -35,6 +37,8 @@ class Restorer:
     def __init__(self, folders: Folders) -> None:
         self.incomplete_is_good = True
         """Whether to restore files that lack values of some PVs."""
+        self.keeps_all = False
+        """Whether what a start finds is kept with its date, and not only until the next start."""
         self._folders = folders
         self._named: list[_Named] = []
         self._told: dict[_Named, str] = {}
@@ -109,9 +113,12 @@ class Restorer:
         if path in self._kept:
             return
         self._kept.add(path)
-        kept = path.with_name(path.name + _KEPT)
+        kept = dated(path, "_") if self.keeps_all else path.with_name(path.name + _KEPT)
         fresh = path.with_name(kept.name + ".new")
         try:
+            if self.keeps_all and _is_kept(path, text):
+                # An IOC that is started again and again fills no disk.
+                return
             write_text(fresh, text, _MODE)
             fresh.replace(kept)
         except (ApplianceError, OSError) as error:
@@ -137,6 +144,16 @@ class Restorer:
                 return each, text
         assert first is not None
         raise first
+
+
+def _is_kept(path: Path, text: str) -> bool:
+    """Whether the newest dated copy of a save file has this text."""
+    copies = sorted(
+        each
+        for each in path.parent.iterdir()
+        if each.name.startswith(path.name) and _DATED.fullmatch(each.name[len(path.name) :])
+    )
+    return bool(copies) and read_text(copies[-1], "the dated copy") == text
 
 
 def _put(name: str, value: str | tuple[str, ...]) -> bool:

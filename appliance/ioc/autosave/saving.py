@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from appliance.errors import ApplianceError, ConfigurationError
-from appliance.ioc.autosave.files import Folders, write_text
+from appliance.ioc.autosave.files import Folders, dated, write_text
 from appliance.ioc.autosave.savefile import format_saved
 from appliance.ioc.dbcore import DBChannel
 
@@ -50,6 +50,7 @@ class SaveSet:
         self.triggered: object = None
         self.due = 0.0
         self.next_copy = 0.0
+        self.next_dated: float | None = None
         self.copies = 0
         self.state = "not saved yet"
 
@@ -79,6 +80,8 @@ class Saver:
         """How many older copies are kept."""
         self.copy_s = 60.0
         """Seconds between two copies."""
+        self.dated_s = 0.0
+        """Seconds between two copies with their date, which are never removed; 0: none."""
         self._folders = folders
         self._sets: dict[str, SaveSet] = {}
         self._lock = threading.Lock()
@@ -113,6 +116,17 @@ class Saver:
         with self._lock:
             self._save(self._set_of(request))
 
+    def rename(self, request: str, file: str) -> None:
+        """Save a set in another file.
+
+        Raises:
+            ApplianceError: There is no such set.
+        """
+        with self._lock:
+            found = self._set_of(request)
+            # What has not changed since is to be in the new file, too.
+            found.file, found.saved = file, None
+
     def _set_of(self, request: str) -> SaveSet:
         found = self._sets.get(request)
         if found is None:
@@ -140,6 +154,8 @@ class Saver:
                 for each in self._sets.values():
                     if not self._ended and now >= each.due:
                         self._look(each, now)
+                    if self.dated_s and not self._ended:
+                        self._keep_dated(each, now)
                 due = min((each.due for each in self._sets.values()), default=now + SHORTEST_S)
             self._wake.wait(max(min(due - time.monotonic(), SHORTEST_S), 0.01))
             self._wake.clear()
@@ -163,12 +179,30 @@ class Saver:
             each.due = now + self.retry_s
             _log.exception("autosave: %s", each.file)
 
+    def _keep_dated(self, each: SaveSet, now: float) -> None:
+        """Write a copy with its date, if it is time for one."""
+        if each.next_dated is None or now < each.next_dated:
+            each.next_dated = each.next_dated or now + self.dated_s
+            return
+        each.next_dated = now + self.dated_s
+        path = dated(Path(self._folders.saves, each.file), "_b_")
+        try:
+            write_text(
+                path, self._text_of([(name, self._value(each, name)) for name in each.names]), self.mode
+            )
+        except ApplianceError as error:
+            _log.error("autosave: %s", error)
+
+    @staticmethod
+    def _text_of(values: list[tuple[str, str | tuple[str, ...] | None]]) -> str:
+        return format_saved(values, program=_PROGRAM, written=time.strftime("%Y-%m-%d %H:%M:%S"))
+
     def _save(self, each: SaveSet, *, only_changes: bool = False) -> None:
         values = [(name, self._value(each, name)) for name in each.names]
         if only_changes and values == each.saved:
             return
         path = Path(self._folders.saves, each.file)
-        text = format_saved(values, program=_PROGRAM, written=time.strftime("%Y-%m-%d %H:%M:%S"))
+        text = self._text_of(values)
         before = path.with_name(path.name + "B")
         fresh = path.with_name(path.name + ".new")
         write_text(fresh, text, self.mode)

@@ -22,8 +22,8 @@ from typing import Final
 from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.errlog import errors_printed_to, give_errors_back, print_errors_to
-from appliance.ioc.dbcore.streams import flush_streams, memory_stream, open_stream, written
-from appliance.ioc.dbcore.words import complaint, plain, status_text, teach_words
+from appliance.ioc.dbcore.streams import flush_streams, memory_stream, open_stream, visible, written
+from appliance.ioc.dbcore.words import complaint, plain, status_text, teach_words, without_colours
 
 #: What softIoc.dbd of EPICS Base contains, without the Channel Access server.
 DEFINITIONS: Final = (
@@ -138,7 +138,7 @@ def captured_errors() -> Iterator[_Captured]:
             os.close(saved)
             captured.text = written(log) + written(printed)
             if captured.text and not captured.is_reported:
-                os.write(2, captured.text.encode("utf-8", "replace"))
+                os.write(2, visible(without_colours(captured.text)).encode("utf-8", "replace"))
 
 
 def _run(function: Callable[[], int]) -> str | None:

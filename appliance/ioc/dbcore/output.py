@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from appliance.errors import ApplianceError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.boot import flush_output
@@ -12,12 +14,17 @@ from appliance.ioc.dbcore.streams import (
     output_stream,
     print_to,
     prints_to,
+    visible,
     written,
 )
 from appliance.ioc.dbcore.words import plain
 
 #: The text that EPICS adds to each failure of a single line.
 _BREAK = "iocsh Error: Break\n"
+
+#: What EPICS prints instead of running a line whose input or output cannot be redirected; the line counts as done.
+_NO_FILE = re.compile(r"^(?:\x1b\[[0-9;]*m)?(Can't open '[^\n]*': [^\n\x1b]*)", re.MULTILINE)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
 
 #: The most octets of a captured command's output; the rest is cut off.
 MAX_OUTPUT = 1 << 20
@@ -39,7 +46,8 @@ def shell_capture(command: str) -> tuple[bool, str]:
             status = _c.iocshCmd(_c.raw(command))
         flush_output()
         text = written(descriptor, limit=MAX_OUTPUT)
-    return status == 0, text.replace(_BREAK, "") + "".join(f"{failure}\n" for failure in failures)
+    ok = status == 0 and _not_redirected(command, text) is None
+    return ok, text.replace(_BREAK, "") + "".join(f"{failure}\n" for failure in failures)
 
 
 def shell_line(command: str) -> ApplianceError | None:
@@ -57,9 +65,20 @@ def shell_line(command: str) -> ApplianceError | None:
         if failures:
             return failures[0]
         return ApplianceError("; ".join(said.splitlines()) or "the command failed, see above")
+    if (why := _not_redirected(command, said)) is not None:
+        return ApplianceError(why)
     if said:
-        print_to(error_stream(), said + "\n")
+        # It may hold what clients wrote.
+        print_to(error_stream(), visible(said) + "\n")
     return None
+
+
+def _not_redirected(command: str, said: str) -> str | None:
+    """Return why EPICS has not run a line: a file of its redirection cannot be opened."""
+    if not re.search("[<>]", _QUOTED.sub("", command)):
+        return None
+    found = _NO_FILE.search(said)
+    return None if found is None else f"{found[1]}; the line was not run"
 
 
 def shell_commands() -> list[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "output_stream",
     "print_to",
     "prints_to",
+    "visible",
     "written",
 ]
 
@@ -156,3 +157,16 @@ def written(descriptor: int, start: int = 0, limit: int | None = None) -> str:
     length = size if limit is None else min(size, limit)
     text = os.pread(descriptor, max(length, 0), start).decode("utf-8", "replace")
     return text if length >= size else f"{text}\n... ({size} octets)\n"
+
+
+def visible(text: str) -> str:
+    """Return a text with an escape, as Python writes it, for what is neither printable nor a tab or the end of a line.
+
+    Names and values come from clients: what they hold must not command the terminal of whoever reads them.
+    """
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(
+        each if each in "\n\t" or each.isprintable() else each.encode("unicode_escape").decode()
+        for each in text.replace("\r\n", "\n")
+    )

@@ -16,7 +16,15 @@ from appliance.errors import ApplianceError, ConfigurationError
 from appliance.ioc.dbcore import _c
 from appliance.ioc.dbcore.records import menu_choices, record_types
 
-__all__ = ["PROTOCOL", "complaint", "device_address", "plain", "status_text", "teach_words"]
+__all__ = [
+    "PROTOCOL",
+    "complaint",
+    "device_address",
+    "plain",
+    "status_text",
+    "teach_words",
+    "without_colours",
+]
 
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _DEFINED: Final = re.compile(r"#\s*define\s+S_\w+\s+\(\s*(M_\w+)\s*\|\s*(\d+)\s*\)\s*/\*\s*(.*?)\s*\*/")
@@ -50,6 +58,7 @@ _MODULES: Final = (
 """Beginnings of device types in lower case, without blanks, and the modules that bring them."""
 _TYPES: Final = {
     "motor": "motor",
+    "alive": "alive",
     "busy": "busy",
     "asyn": "asyn",
     "scaler": "scaler",
@@ -128,6 +137,11 @@ def status_text(status: int) -> str:
     buffer = ctypes.create_string_buffer(256)
     _c.errSymLookup(status, buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace").strip() or f"EPICS status {status}"
+
+
+def without_colours(text: str) -> str:
+    """Return a text without EPICS' colours."""
+    return _ANSI.sub("", text)
 
 
 def plain(text: str) -> str:

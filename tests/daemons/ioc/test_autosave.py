@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
+from appliance.ioc.autosave.files import Folders
 from appliance.ioc.autosave.savefile import parse_saved
+from appliance.ioc.autosave.saving import Saver, SaveSet
 from tests.helpers.ioc_process import IocProcess, running_ioc, starting_ioc
 
 RECORDS = """
@@ -33,6 +37,7 @@ SCRIPT = """
 set_requestfile_path(".", "req")
 set_savefile_path("sav")
 save_restoreSet_DatedBackupFiles(1)
+save_restoreSet_status_prefix("L:")
 save_restoreSet_NumSeqFiles(2)
 set_pass0_restoreFile("all.sav")
 set_pass1_restoreFile("all.sav")
@@ -104,7 +109,7 @@ async def test_a_file_of_another_ioc_is_restored_before_and_after_initialisation
     async with running_ioc("-S", "st.cmd", cwd=files) as ioc:
         assert await values(ioc) == RESTORED
         await ioc.printed("L:gone.VAL")
-        await ioc.printed("save_restoreSet_DatedBackupFiles has no effect: ")
+        await ioc.printed("save_restoreSet_status_prefix has no effect: ")
 
 
 async def test_what_is_saved_comes_back_with_the_next_start(files: Path) -> None:
@@ -168,7 +173,8 @@ async def test_incomplete_files_are_refused_where_that_is_asked_for(files: Path)
 async def test_what_a_start_found_is_kept_even_if_it_is_not_restored(files: Path) -> None:
     written = WRITTEN_ELSEWHERE.replace("L:ao.VAL", "! 3 channels\nL:ao.VAL", 1)
     (files / "sav" / "all.sav").write_text(written)
-    (files / "st.cmd").write_text("save_restoreSet_IncompleteSetsOk(0)\n" + SCRIPT)
+    script = SCRIPT.replace("DatedBackupFiles(1)", "DatedBackupFiles(0)")
+    (files / "st.cmd").write_text("save_restoreSet_IncompleteSetsOk(0)\n" + script)
     async with running_ioc("-S", "st.cmd", cwd=files):
         await saved(files / "sav" / "all.sav", "L:ao.VAL", "1.0")
     assert (files / "sav" / "all.sav.bu").read_text() == written
@@ -178,6 +184,52 @@ async def test_what_a_start_found_is_kept_even_if_it_is_not_restored(files: Path
     async with running_ioc("-S", "st.cmd", cwd=files):
         pass
     assert (files / "sav" / "all.sav.bu").read_text() == WRITTEN_ELSEWHERE
+
+
+async def test_what_a_start_found_is_kept_with_its_date_if_that_is_asked_for(files: Path) -> None:
+    sav = files / "sav"
+    script = SCRIPT.replace("create_monitor_set", "#")
+    (files / "st.cmd").write_text(script)
+    (sav / "all.sav").write_text(WRITTEN_ELSEWHERE)
+    # No copy of this file.
+    (sav / "all.sav_backup").write_text("mine\n")
+    for _ in range(2):
+        async with running_ioc("-S", "st.cmd", cwd=files):
+            pass
+    (first,) = sav.glob("all.sav_[0-9]*")
+    assert re.fullmatch(r"all\.sav_\d{6}-\d{6}", first.name)
+    assert first.read_text() == WRITTEN_ELSEWHERE, "the same is not kept twice"
+    changed = WRITTEN_ELSEWHERE.replace("42.5", "43.5")
+    (sav / "all.sav").write_text(changed)
+    async with running_ioc("-S", "st.cmd", cwd=files):
+        pass
+    copies = sorted(sav.glob("all.sav_[0-9]*"))
+    assert [copy.read_text() for copy in copies] == [WRITTEN_ELSEWHERE, changed]
+    assert not (sav / "all.sav.bu").exists()
+
+
+async def test_a_set_can_be_saved_in_a_file_of_another_name(files: Path) -> None:
+    (files / "st.cmd").write_text(SCRIPT + 'set_savefile_name("all.req", "other.sav")\n')
+    async with running_ioc("st.cmd", cwd=files) as ioc:
+        await saved(files / "sav" / "other.sav", "L:ao.VAL", "1.0")
+        ioc.type('set_savefile_name "none.req" "x.sav"\n')
+        await ioc.printed("set_savefile_name: there is no set none.req; there are all.req")
+
+
+def test_dated_copies_are_written_once_in_a_time_and_never_replaced(tmp_path: Path) -> None:
+    folders = Folders()
+    folders.saves = str(tmp_path)
+    saver = Saver(folders)
+    saver.dated_s = 0.001
+    saver.add(SaveSet("all.req", []))
+    saver.start()
+    end = time.monotonic() + 30
+    while not (found := list(tmp_path.glob("all.sav_b_*"))) and time.monotonic() < end:
+        time.sleep(0.02)
+    saver.close()
+    assert re.fullmatch(r"all\.sav_b_\d{6}-\d{6}", found[0].name)
+    assert found[0].read_text().endswith("<END>\n")
+    assert not (tmp_path / "all.sav").exists(), "a set that is saved by hand has no other file"
 
 
 async def test_sets_are_saved_by_hand_by_time_and_by_a_trigger(files: Path) -> None:

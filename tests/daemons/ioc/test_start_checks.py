@@ -313,6 +313,14 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ("nonsense 1", "nonsense: there is no such command"),
         ('seq("prog", "P=x")', "seq: this IOC has no sequencer"),
         ("drvAsynIPPortConfigure P host:1", "no asyn"),
+        (
+            "softIoc -s -d db/good.db",
+            "it starts an IOC, so this is a script of the host's shell: give softIocPVX itself the options",
+        ),
+        ("dbl < no-such-file", "Can't open 'no-such-file': No such file or directory; the line was not run"),
+        ('cd ""', "cd: it names no folder; remove the line, or name one"),
+        ("sysCplusEnable=1", "this belongs to the shell of VxWorks: remove the line"),
+        ("ld < as.munch", "this belongs to the shell of VxWorks: remove the line"),
         ("startPVAServer", "startPVAServer: PVAccess is served with iocInit"),
         ("myApp_nosuchthing pdbbase", "there is no such command"),
         ('asSetFilename("nowhere.acf")', "nowhere.acf"),
@@ -320,6 +328,15 @@ async def test_paths_of_a_start_script_are_relative_to_the_configuration(files: 
         ('epicsEnvSet("DB", "$(NO_TOP)/db")', "the macro NO_TOP is not defined: use epicsEnvSet before"),
         ('dbLoadRecords("${NO_TOP}/$(NO_NAME).db")', "the macros NO_TOP, NO_NAME are not defined"),
         ("< $(NO_TOP)/envPaths", "the macro NO_TOP is not defined"),
+        (
+            "< envPaths",
+            "the build of an EPICS application makes it: copy it from where the IOC was built, or write lines",
+        ),
+        (
+            'dbLoadDatabase("../dbd/no.dbd", 0, 0)',
+            "there is no definition file '../dbd/no.dbd'; remove the line",
+        ),
+        ('dbLoadDatabase("no.dbd", 0, 0)', "there is no definition file 'no.dbd' in 0; remove the line"),
         ('iocshLoad("$(NO_TOP)/more.cmd")', "the macro NO_TOP is not defined"),
         ('cd "nowhere"', "cd: there is no folder 'nowhere' in "),
         ('cd "/nowhere/at/all"', "cd: there is no folder '/nowhere/at/all', or"),
@@ -682,3 +699,31 @@ async def test_words_of_links_that_epics_ignores_are_told_by_a_check_and_by_a_st
     async with running_ioc("-S", "-d", "words.db", cwd=files) as ioc:
         for sentence in words:
             await ioc.printed(re.escape(sentence))
+
+
+async def test_a_definition_file_named_with_a_slash_is_found_whatever_its_path_is(files: Path) -> None:
+    """As scripts of VxWorks write it: dbLoadDatabase("../dbd/softIoc.dbd", 0, 0)."""
+    (files / "dbd").mkdir()
+    (files / "dbd" / "more.dbd").write_text('menu(menuMore) { choice(menuMoreA, "A") }\n')
+    (files / "db" / "st.cmd").write_text(
+        'dbLoadDatabase("../dbd/more.dbd",0,0)\ndbLoadRecords("good.db")\niocInit\n'
+    )
+    assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files / "db")
+
+
+async def test_the_definitions_of_epics_own_iocs_are_there_already(files: Path) -> None:
+    (files / "st.cmd").write_text(
+        'dbLoadDatabase("softIoc.dbd")\ndbLoadDatabase("/opt/base/dbd/softIocPVA.dbd", 0, 0)\nsoftIoc_registerRecordDeviceDriver(pdbbase)\n'
+        'dbLoadRecords("db/good.db")\niocInit\n'
+    )
+    assert "st.cmd: good" in await said("--check-config", "st.cmd", status=0, cwd=files)
+    async with running_ioc("st.cmd", cwd=files) as ioc:
+        assert "dbLoadDatabase: softIoc.dbd: what it defines is loaded already" in ioc.log
+
+
+async def test_a_line_whose_output_cannot_be_redirected_ends_a_start(files: Path) -> None:
+    (files / "st.cmd").write_text('dbLoadRecords("db/good.db")\niocInit\ndbl > no-such-folder/names\n')
+    log = await said("-S", "st.cmd", status=1, cwd=files)
+    assert (
+        "st.cmd:3: Can't open 'no-such-folder/names': No such file or directory; the line was not run" in log
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import pytest
 
-from appliance.ioc.dbcore import _c, captured_errors
+from appliance.ioc.dbcore import _c, captured_errors, output, register_command
 from appliance.ioc.dbcore.streams import memory_stream, prints_to, written
 from appliance.ioc.dbcore.words import complaint, device_address
 
@@ -40,6 +41,22 @@ def test_the_error_log_does_not_keep_the_stream_of_a_command(capfd: pytest.Captu
         _c.errlogFlush()
         assert written(descriptor) == ""
     assert capfd.readouterr().err == "afterwards\n"
+
+
+def test_what_a_successful_command_says_on_standard_error_cannot_command_a_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    error_stream = _c.com.epicsGetStderr
+    error_stream.restype = ctypes.c_void_p
+    libc = ctypes.CDLL(None)
+    libc.fputs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+    noise = "one\x1b]0;title\x07 \x1b[31;1mtwo\x1b[0m é\n".encode()
+    register_command("noise", [], lambda: libc.fputs(noise, error_stream()) and None)
+    assert output.shell_line("noise") is None
+    assert capfd.readouterr().err == "one\\x1b]0;title\\x07 two é\n"
+    with captured_errors():
+        os.write(2, noise)
+    assert capfd.readouterr().err == "one\\x1b]0;title\\x07 two é\n"
 
 
 @pytest.mark.parametrize("aside", ["", "macLib: macro UNDEF is undefined (expanding string x)\n"])
