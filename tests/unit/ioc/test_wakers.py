@@ -23,13 +23,15 @@ each_loop = pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop
 
 
 class Woken:
-    """Counts wake-ups."""
+    """Counts wake-ups, and clears the waker with each."""
 
     def __init__(self) -> None:
         self.count = 0
         self.came = asyncio.Event()
+        self.waker = LoopWaker(asyncio.get_running_loop(), self.wake)
 
-    def __call__(self) -> None:
+    def wake(self) -> None:
+        self.waker.clear()
         self.count += 1
         self.came.set()
 
@@ -68,7 +70,7 @@ def test_events_of_another_thread_wake_the_loop_once_for_many(
 ) -> None:
     async def test() -> None:
         woken = Woken()
-        waker = LoopWaker(asyncio.get_running_loop(), woken)
+        waker = woken.waker
         event = event_of(waker)
         assert await woken.quiet() == 0
         for _ in range(3):
@@ -97,6 +99,7 @@ def test_no_wake_up_is_lost_while_the_loop_reads_the_counter(
 
         def woken() -> None:
             nonlocal seen
+            waker.clear()
             seen = told
             if seen == 2000:
                 done.set()
@@ -126,7 +129,7 @@ def test_a_full_counter_neither_blocks_epics_nor_keeps_the_loop_asleep(
 ) -> None:
     async def test() -> None:
         woken = Woken()
-        waker = LoopWaker(asyncio.get_running_loop(), woken)
+        waker = woken.waker
         event = event_of(waker)
         os.eventfd_write(waker.argument.value or 0, FULL)
         with pytest.raises(BlockingIOError):
@@ -146,16 +149,42 @@ def test_a_full_counter_neither_blocks_epics_nor_keeps_the_loop_asleep(
 def test_a_wake_up_without_a_count_is_harmless(make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def test() -> None:
         woken = Woken()
-        waker = LoopWaker(asyncio.get_running_loop(), woken)
+        waker = woken.waker
         event_of(waker)()
         # Somebody else has read it before the loop comes to it.
         assert os.eventfd_read(waker.argument.value or 0) == ADDRESS
-        waker._read()
-        assert woken.count == 1
+        waker.clear()
+        assert await woken.quiet() == 0
         event_of(waker)()
-        woken.came.clear()
         await woken.again()
+        assert woken.count == 1
         waker.close()
+
+    run(make_loop, test)
+
+
+@each_loop
+def test_it_wakes_until_it_is_cleared(make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def test() -> None:
+        count = 0
+        done = asyncio.Event()
+
+        def woken() -> None:
+            nonlocal count
+            count += 1
+            if count == 5:
+                waker.clear()
+                done.set()
+
+        waker = LoopWaker(asyncio.get_running_loop(), woken)
+        event_of(waker)()
+        async with asyncio.timeout(30):
+            await done.wait()
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        assert count == 5
+        waker.close()
+        waker.clear()  # there is nothing any more
 
     run(make_loop, test)
 
@@ -166,7 +195,7 @@ def test_the_next_owner_of_a_closed_descriptor_wakes_nobody(
 ) -> None:
     async def test() -> None:
         woken = Woken()
-        waker = LoopWaker(asyncio.get_running_loop(), woken)
+        waker = woken.waker
         number = waker.argument.value
         assert not os.get_inheritable(number or 0)
         event_of(waker)()
