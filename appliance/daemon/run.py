@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
@@ -21,6 +23,8 @@ EXIT_FAILURE: Final = 1
 """Exit status after an error that one sentence on stderr explains: configuration, network, certificates."""
 EXIT_DEFECT: Final = 70
 """Exit status after a defect in the program (EX_SOFTWARE); the stack trace is on stderr."""
+_LEAST_S: Final = 2.0
+"""Seconds that threads get at least, however short the grace period."""
 
 _log: Final = logging.getLogger(__name__)
 _Reload = Callable[[], Awaitable[None] | None]
@@ -109,7 +113,8 @@ def run(
     """Run a daemon until its main function returns or a signal stops it.
 
     SIGTERM and SIGINT set ``Daemon.stopping``. A main function that has not returned ``grace_s`` seconds later is cancelled. A
-    second signal, or one before `Daemon.ready` was called, cancels it at once. SIGHUP runs the reload callbacks. An
+    second signal, or one before `Daemon.ready` was called, cancels it at once. A thread that has not ended ``grace_s`` seconds after
+    the main function is left behind: no program can end a thread that waits in the system. SIGHUP runs the reload callbacks. An
     ApplianceError becomes one sentence on stderr and status 1.
 
     Returns:
@@ -118,9 +123,14 @@ def run(
     import uvloop
 
     notifier = notifier or Notifier()
+    leaving = threading.Timer(max(grace_s, _LEAST_S), _leave, (name,))
+    leaving.daemon = True
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_supervise(main, name, grace_s, notifier))
+            try:
+                return runner.run(_supervise(main, name, grace_s, notifier))
+            finally:
+                leaving.start()  # to leave the block waits for threads without limit
     except ApplianceError as error:
         _say(f"Error: {error}")
         return EXIT_FAILURE
@@ -130,7 +140,14 @@ def run(
         _say(f"{name}: a defect in this program stopped it:\n{traceback.format_exc()}")
         return EXIT_DEFECT
     finally:
+        leaving.cancel()
         notifier.close()
+
+
+def _leave(name: str) -> None:
+    """End the process although a thread still runs."""
+    _say(f"{name}: a thread did not end, so the program ends without it")
+    os._exit(EXIT_FAILURE)
 
 
 async def _supervise(

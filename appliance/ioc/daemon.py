@@ -201,6 +201,7 @@ def _print_schema() -> int:
     return EXIT_OK
 
 
+_SHELL: Final = "iocsh"
 _PLAIN: Final = (
     "steps", "definition", "exit_prefix", "script", "no_shell", "shell", "verbose", "organizations", "enforce_read",
 )  # fmt: skip
@@ -286,7 +287,13 @@ def _run(
         status = await _serve(daemon, plan, found.config, resolve)
 
     with _terminal_kept(plan):
-        return run(serve, name=_NAME) or status
+        status = run(serve, name=_NAME) or status
+    if any(thread.name == _SHELL for thread in threading.enumerate()):
+        # It waits for a line, with standard input's lock, and an interpreter that ends in good order would abort at it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _terminal_kept(plan: Plan) -> AbstractContextManager[None]:
@@ -339,7 +346,7 @@ async def _serve(
         daemon.ready(told)
         if plan.is_interactive:
             # A separate thread, and nobody waits for it: a shell that waits for a line cannot be ended.
-            threading.Thread(target=_shell, args=(leave,), name="iocsh", daemon=True).start()
+            threading.Thread(target=_shell, args=(leave,), name=_SHELL, daemon=True).start()
         stopping = asyncio.ensure_future(daemon.wait())
         while True:
             done, _ = await asyncio.wait([stopping], timeout=_STATUS_S)

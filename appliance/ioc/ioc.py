@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
@@ -44,6 +45,8 @@ __all__ = ["Ioc"]
 _log: Final = logging.getLogger(__name__)
 _LINKS: Final = "PVA links"
 _EARLY: Final = "earlySearches"
+_INIT_S: Final = 5.0
+"""Seconds that the end waits for an iocInit that somebody has typed. One that fails does not say that it is over."""
 
 
 def _from_environment() -> ServerConfig:
@@ -101,6 +104,13 @@ class Ioc:
         self._late_settings = LateSettings()
         self._server: Server | None = None
         self._early = EarlySearches()
+        self._is_stopping = False
+        self._trial: Trial | None = None
+        self._starting: asyncio.Future[None] | None = None
+        """A part of the start that runs in a thread."""
+        self._no_init = threading.Event()
+        """Set while no iocInit is under way, whoever has called it."""
+        self._no_init.set()
 
     @property
     def server(self) -> Server:
@@ -125,7 +135,7 @@ class Ioc:
         Raises:
             ConfigurationError: A file cannot be read, or it is wrong.
         """
-        trial = Trial(self.plan) if self.plan.loads_anything else None
+        trial = self._trial = Trial(self.plan) if self.plan.loads_anything else None
         try:
             self.loading.definition()
             result = trial.result() if trial is not None else TrialResult()
@@ -169,7 +179,7 @@ class Ioc:
             TransportError: The server cannot listen.
         """
         plan = self.plan
-        await asyncio.to_thread(self.load)
+        await self._beside(self.load)
         self.put_log = PutLog(self.access.traps, plan.put_log, required=plan.put_log_required)
         # It may wait for log servers, and clients are served meanwhile.
         self._stack.push_async_callback(asyncio.to_thread, self.put_log.close)
@@ -185,11 +195,11 @@ class Ioc:
         )
         self._server.access.on_refused = self.put_log.refused
         if plan.script:
-            await asyncio.to_thread(self.loading.script.run, plan.script)
+            await self._beside(self.loading.script.run, plan.script)
             self._raise_failure()
             self.loading.check_access()
         if plan.loads_records and dbcore.ioc_state() is dbcore.IocState.VOID:
-            await asyncio.to_thread(dbcore.ioc_init)
+            await self._beside(dbcore.ioc_init)
         self._raise_failure()
         if not self.attached and not plan.is_interactive:
             raise ConfigurationError(
@@ -199,6 +209,26 @@ class Ioc:
             self.console = Console(plan.console, plan.console_group)
             await self.console.start()
             self._stack.push_async_callback(self.console.stop)
+
+    async def _beside(self, part: Callable[..., None], *arguments: str) -> None:
+        """Run a part of the start in a thread. If the start is cancelled, :meth:`stop` waits for the thread's end."""
+        self._starting = asyncio.ensure_future(asyncio.to_thread(part, *arguments))
+        self._starting.add_done_callback(self._has_run)
+        await asyncio.shield(self._starting)
+
+    def _has_run(self, thread: asyncio.Future[None]) -> None:
+        self._no_init.set()  # also after an iocInit that failed
+        if not thread.cancelled():
+            thread.exception()  # nobody else asks for it if the start was cancelled
+
+    async def _end_start(self) -> None:
+        """Wait until nothing initialises EPICS any more: its exit handlers would wait for iocInit, and it for them."""
+        if self._trial is not None:
+            self._trial.give_up()
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+        if not self._no_init.is_set():  # somebody has typed iocInit
+            await asyncio.to_thread(self._no_init.wait, _INIT_S)
 
     def _prepare_server(self, server: Server) -> None:
         """Have nobody search before there are records, and remember who does."""
@@ -217,11 +247,17 @@ class Ioc:
 
     def _on_init(self, state: int) -> None:
         """Handle a state of iocInit; EPICS calls this in the thread that runs iocInit."""
-        self.autosave.on_init(state)
-        if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
-            self._prepare_channel_access()
-        if state == InitHook.AFTER_IOC_RUNNING and not self.attached:
-            asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
+        if state == InitHook.AT_IOC_BUILD:
+            self._no_init.clear()
+        try:
+            self.autosave.on_init(state)
+            if state == InitHook.AT_IOC_BUILD and dbcore.serves_channel_access():
+                self._prepare_channel_access()
+            if state == InitHook.AFTER_IOC_RUNNING and not self.attached and not self._is_stopping:
+                asyncio.run_coroutine_threadsafe(self._attach(), self.loop).result()
+        finally:
+            if state == InitHook.AFTER_IOC_RUNNING:
+                self._no_init.set()
 
     def _prepare_channel_access(self) -> None:
         """Its server uses EPICS Base's own rules; without rules everybody could do everything."""
@@ -243,7 +279,7 @@ class Ioc:
 
     async def _attach(self) -> None:
         """Serve the records. If this fails, nothing is served and ``start`` raises the reason."""
-        if self.attached or self._server is None or self.put_log is None:
+        if self.attached or self._is_stopping or self._server is None or self.put_log is None:
             return
         self._late_settings.report()
         dbcore.take_errors(EpicsLog())
@@ -422,7 +458,8 @@ class Ioc:
     async def stop(self) -> None:
         """Close clients, events and database, in this order."""
         # A script that still runs must not go on to iocInit, which writes to devices.
-        self.loading.script.is_stopped = True
+        self._is_stopping = self.loading.script.is_stopped = True
+        await self._end_start()
         await self._stack.aclose()
         self.loading.reread.ask = None
         if self._rereading is not None:

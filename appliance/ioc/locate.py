@@ -96,7 +96,8 @@ def _open(name: str) -> str | None:
     """Read the text of a database; it is searched where EPICS searches it."""
     for path in _places(name):
         try:
-            if path.stat().st_size <= _LIMIT:
+            # What is no file, such as a pipe, may never end.
+            if path.is_file() and path.stat().st_size <= _LIMIT:
                 return path.read_bytes().decode("utf-8", "surrogateescape")
         except OSError:
             continue

@@ -60,6 +60,7 @@ class Trial:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._is_given_up = False
         # Closed by result().
         self._error_log, self._said = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         # -P: nothing is imported from the current folder.
@@ -98,6 +99,8 @@ class Trial:
             ) from None
         finally:
             self.close()
+        if self._is_given_up:
+            raise ConfigurationError("the start was given up")
         said = ""
         for file in (self._error_log, self._said):
             with file:
@@ -126,6 +129,11 @@ class Trial:
             frozenset(LoadStep(*each) for each in end["loaded"]),
             end["left_out"],
         )
+
+    def give_up(self) -> None:
+        """End the child, so that :meth:`result`, which another thread may be waiting in, raises at once."""
+        self._is_given_up = True
+        self.close()
 
     def close(self) -> None:
         """End the child if it is still running."""

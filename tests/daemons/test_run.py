@@ -219,6 +219,20 @@ def test_a_main_that_does_not_stop_is_cut_short_after_the_grace_period(manager):
     assert "did not stop within 0.1 s" in err
 
 
+def test_a_thread_that_does_not_end_does_not_keep_the_process(manager):
+    process = manager.start("""
+        import threading
+        async def main(daemon):
+            daemon.ready()
+            await asyncio.to_thread(threading.Event().wait)
+    """, grace=0.1)  # fmt: skip
+    manager.until("READY=1")
+    process.terminate()
+    code, _, err = finished(process)
+    assert code == 1
+    assert "testd: a thread did not end, so the program ends without it" in err
+
+
 def test_without_a_service_manager_nothing_is_sent_and_all_works():
     notifier = Notifier({})
     assert not notifier.ready()
